@@ -1,0 +1,75 @@
+"""inswapper-format ONNX networks: (crop, identity embedding) → crop. The aligner's and the restorer's file format.
+
+As insightface reads it (``insightface.model_zoo.inswapper``, version 2.1): inputs ``target`` (1, 3, 128, 128) RGB in
+[0, 1] and ``source`` (1, 512); the last initializer is ``emap`` (512, 512), through which a unit-norm embedding is
+sent and normalised again. The crop is insightface's ``norm_crop`` at 128 pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+
+from facelock.errors import ModelError
+from facelock.geometry import INSWAPPER128
+from facelock.runtime import open_session, run_padded
+from facelock.types import CropSpec
+
+
+class InSwapper:
+    """The aligner ``inswapper``: batched, each row independent of the others bit for bit."""
+
+    crop: CropSpec = INSWAPPER128
+
+    def __init__(
+        self, path: str | Path, *, encoder: str, batch: int = 16, device: torch.device | str = "cpu"
+    ) -> None:
+        """Open the file. ``encoder`` is the id of the recogniser whose embeddings it takes.
+
+        Raises ``ModelError`` for a file of another kind, ``DeviceError`` when ``device`` is not the one in use.
+        """
+        self.encoder = encoder
+        self._session = open_session(path, device)
+        shapes = {i.name: i.shape for i in self._session.get_inputs()}
+        side = self.crop.size
+        if len(shapes) != 2 or [s[2:] for s in shapes.values() if len(s) == 4] != [[side, side]]:
+            raise ModelError(
+                f"{path}: not an inswapper-format model (two inputs, {side} × {side}). Give another file."
+            )
+        (self._target,) = (name for name, shape in shapes.items() if len(shape) == 4)
+        (self._source,) = (name for name, shape in shapes.items() if len(shape) == 2)
+        fixed = shapes[self._target][0]
+        self.batch = fixed if isinstance(fixed, int) else batch
+        self._emap = read_emap(Path(path))
+
+    def latent(self, identity: Tensor) -> np.ndarray:
+        """(N, D) unit-norm embeddings → (N, D) unit-norm inputs of the network."""
+        rows = [row.double().numpy() @ self._emap for row in identity]
+        return np.stack([r / np.linalg.norm(r) for r in rows]).astype(np.float32)
+
+    def align(self, crops: Tensor, identity: Tensor, strength: float = 1.0) -> Tensor:
+        """(N, 3, 128, 128) in [0, 1] → the same shape with the face of ``identity`` (N, D).
+
+        A ``strength`` other than 1 is already in the embedding that the closed loop passes.
+        """
+        if not len(crops):
+            return crops.clone()
+        inputs = {self._target: crops.cpu().numpy(), self._source: self.latent(identity)}
+        out = run_padded(self._session, inputs, self.batch)[0]
+        return torch.from_numpy(out).to(crops).clamp(0, 1)
+
+
+def read_emap(path: Path) -> np.ndarray:
+    """The last initializer of the graph, (D, D) float64. Raises ``ModelError`` when it is no square matrix."""
+    initializers = onnx.load(path).graph.initializer
+    emap = numpy_helper.to_array(initializers[-1]) if initializers else np.zeros(0)
+    if emap.ndim != 2 or emap.shape[0] != emap.shape[1]:
+        raise ModelError(
+            f"{path}: the last initializer is no square embedding map. Give an inswapper-format model."
+        )
+    return emap.astype(np.float64)

@@ -1,0 +1,172 @@
+"""From a recipe to its stages: models found and checked at once, loaded when first needed.
+
+::
+
+    parts = Assembly(load_recipe("miniature"), "cpu")
+    parts.identity("maria.png")     # loads the two face packs, not the backbone
+    parts.backbone                  # loads the backbone
+
+That order matters: a picture without a face is refused before a video model is read from the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from facelock.alignment import aligner_class
+from facelock.blueprint import backbone_class
+from facelock.closed_loop import Locker, RestoreLoop
+from facelock.faces import load_pack
+from facelock.identity import identity_from_picture
+from facelock.ledger import Judge, ReadabilityLimits
+from facelock.protocols import Backbone, FacePack, Upscaler
+from facelock.recipe import AcceptRecipe, Recipe, model_names
+from facelock.restoration import restorer_class, upscaler_class
+from facelock.runtime import resolve_device
+from facelock.types import Identity, Thresholds
+from facelock.weights import digest, locate
+
+logger = logging.getLogger(__name__)
+
+
+def _digest(path: Path) -> str:
+    """sha256 of a file, or of the names and digests of a folder's files but its model card."""
+    if path.is_file():
+        return digest(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix != ".md")
+    listing = "".join(f"{file.relative_to(path).as_posix()} {digest(file)}\n" for file in files)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+class Assembly:
+    """The stages of one recipe on one device: :class:`facelock.parts.Parts`."""
+
+    def __init__(self, recipe: Recipe, device: str = "auto") -> None:
+        """Find every model and check its digest. Raises ``DeviceError``, ``ModelError``."""
+        self.recipe = recipe
+        self._device = resolve_device(device)
+        self._paths = {role: locate(name) for role, name in model_names(recipe).items()}
+
+    @property
+    def device(self) -> str:
+        """``"cpu"``, ``"cuda:0"``."""
+        return str(self._device)
+
+    @cached_property
+    def weights(self) -> Mapping[str, str]:
+        """Role of each model → sha256 of its file, or of all files of its folder."""
+        return {role: _digest(path) for role, path in self._paths.items()}
+
+    @cached_property
+    def pack(self) -> FacePack:
+        """Detector and recogniser of the loop."""
+        settings = self.recipe.faces
+        return self._pack("faces.encoder", settings.kind, settings.encoder, settings.thresholds)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The measure: the loop's detector, but a recogniser that no stage optimised."""
+        settings = self.recipe.judge
+        limits = ReadabilityLimits(
+            minimum_face=settings.minimum_face,
+            maximum_yaw=settings.maximum_yaw,
+            minimum_sharpness=settings.minimum_sharpness,
+        )
+        pack = self._pack("judge.encoder", settings.kind, settings.encoder, settings.thresholds)
+        return Judge(pack, limits)
+
+    def _pack(self, role: str, kind: str, name: str, accepted: AcceptRecipe | None) -> FacePack:
+        """The recipe's detector with one of its recognisers."""
+        settings = self.recipe.faces
+        return load_pack(
+            kind,
+            detector=self._paths["faces.detector"],
+            encoder=self._paths[role],
+            name=name,
+            thresholds=Thresholds(**accepted.model_dump()) if accepted else None,
+            detection_size=settings.detection_size,
+            threshold=settings.threshold,
+            batch=settings.batch,
+            device=self._device,
+        )
+
+    @cached_property
+    def locker(self) -> Locker:
+        """Stage 2."""
+        settings = self.recipe.lock
+        aligner = aligner_class(settings.kind)(
+            self._paths["lock.model"], encoder=self.pack.encoder.id, batch=settings.batch, device=self._device
+        )
+        return Locker(
+            self.pack, aligner, ladder=settings.ladder, target=settings.target, batch=settings.batch
+        )
+
+    @cached_property
+    def upscaler(self) -> Upscaler:
+        """Stage 3's first half."""
+        settings = self.recipe.restore
+        return upscaler_class(settings.upscaler_kind)(
+            self._paths["restore.upscaler"], scale=settings.scale, batch=settings.batch, device=self._device
+        )
+
+    @cached_property
+    def restorer(self) -> RestoreLoop:
+        """Stage 3."""
+        settings, restorer = self.recipe.restore, None
+        if settings.restorer:
+            restorer = restorer_class(settings.restorer_kind)(
+                self._paths["restore.restorer"],
+                encoder=self.pack.encoder.id,
+                batch=settings.batch,
+                device=self._device,
+            )
+        return RestoreLoop(
+            self.pack,
+            self.upscaler,
+            restorer,
+            ladder=settings.ladder,
+            target=settings.target,
+            consistency=settings.consistency,
+            batch=settings.batch,
+        )
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """Stage 1."""
+        settings = self.recipe.blueprint
+        logger.info("loading the blueprint %s on %s", settings.model, self.device)
+        return backbone_class(settings.kind)(
+            self._paths["blueprint.model"],
+            size=settings.size,
+            fps=float(settings.fps),
+            window=settings.window,
+            context=settings.context,
+            steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
+            flow_shift=settings.flow_shift,
+            negative_prompt=settings.negative_prompt,
+            context_noise=settings.context_noise,
+            device=self._device,
+            precision=settings.precision,
+        )
+
+    def identity(self, reference: Any, *, name: str | None = None, face: int | None = None) -> Identity:
+        """Read one reference and embed it with the loop's recogniser and the judge's.
+
+        Raises ``InputError`` when the picture holds no face that can be used.
+        """
+        limits = self.recipe.reference
+        return identity_from_picture(
+            reference,
+            [self.pack, self.judge.pack],
+            name=name,
+            face=face,
+            minimum_face=limits.minimum_face,
+            minimum_sharpness=limits.minimum_sharpness,
+            maximum_yaw=limits.maximum_yaw,
+        )

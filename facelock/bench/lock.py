@@ -1,0 +1,57 @@
+"""``facelock bench lock``: our lock stage against a plain insightface loop with the same networks, in one run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facelock.bench import cast
+from facelock.bench.swap import PlainSwap
+from facelock.bench.tables import number, publish, table
+from facelock.pipeline import Pipeline
+from facelock.protocols import Progress
+
+ROUNDS = 7
+
+
+def run(
+    *,
+    seconds: float = 4.0,
+    identities: int = 1,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Time both arms on the same blueprint-sized frames, interleaved; medians of ``ROUNDS``."""
+    pipeline = Pipeline.from_recipe("miniature", device)
+    parts = pipeline.parts
+    who, other = cast.member(0), cast.member(identities)
+    identity = cast.identity(who, parts)
+    frames, _ = cast.true_clip(other, round(seconds * float(pipeline.fps)), 64, seed)
+    swap = PlainSwap(parts)
+    times: dict[str, list[float]] = {"insightface loop": [], "FaceLock's lock": []}
+    arms = {
+        "insightface loop": lambda: swap(frames, identity),
+        "FaceLock's lock": lambda: parts.locker.lock(frames, [identity]),
+    }
+    for r in range(ROUNDS + 1):
+        for name, work in arms.items():
+            began = time.perf_counter()
+            with torch.no_grad():
+                work()
+            if r:  # the first round warms up
+                times[name].append(time.perf_counter() - began)
+        if progress:
+            progress("rounds", r, ROUNDS)
+    medians = {k: statistics.median(v) * 1000 / len(frames) for k, v in times.items()}
+    ratio = medians["insightface loop"] / medians["FaceLock's lock"]
+    rows = [[k, number(v, 2)] for k, v in medians.items()] + [["ratio", number(ratio, 2)]]
+    command = f"facelock bench lock --seconds {seconds:g}"
+    return publish(
+        "lock", command, table(["arm", "ms per frame"], rows), {"ms": medians, "ratio": ratio}, out
+    )

@@ -1,0 +1,40 @@
+"""The field's usual way, for comparison: detect, swap once, paste back, frame by frame. No loop, no check."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facelock.parts import Parts
+from facelock.types import Identity
+
+
+class PlainSwap:
+    """Swaps each frame with the recipe's own aligner at strength 1 through insightface's ``INSwapper``."""
+
+    def __init__(self, parts: Parts) -> None:
+        from facelock.bench.insight import swapper_and_pack
+
+        self.app, self.swapper = swapper_and_pack()
+        self.encoder = parts.locker.pack.encoder.id  # type: ignore[attr-defined]
+
+    def __call__(self, frames: Tensor, identity: Identity) -> Tensor:
+        """(T, 3, H, W) in [0, 1] → the same shape; frames without a face stay as they are."""
+        source = _Source(identity.embeddings[self.encoder].numpy())
+        out = []
+        for frame in frames:
+            bgr = (frame.permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8)
+            faces = self.app.get(bgr)
+            if faces:
+                face = max(faces, key=lambda f: float(f.normed_embedding @ source.normed_embedding))
+                bgr = self.swapper.get(bgr, face, source, paste_back=True)
+            out.append(torch.from_numpy(np.ascontiguousarray(bgr[..., ::-1])).permute(2, 0, 1).float() / 255)
+        return torch.stack(out)
+
+
+class _Source:
+    """What ``INSwapper.get`` reads of its source face."""
+
+    def __init__(self, embedding: np.ndarray) -> None:
+        self.normed_embedding = embedding

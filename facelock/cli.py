@@ -1,0 +1,318 @@
+"""The command line: ``facelock generate``, ``verify`` and ``bench``. It has no logic of its own.
+
+Everything heavy is imported when a command runs, so that ``facelock --help`` answers at once. Exit codes:
+0 done, 1 a bug of ours, 2 bad input, 3 the machine cannot, 4 identity target missed, 5 output busy,
+130 interrupted. Errors are one line on stderr: ``facelock: error: <what>. <what to do>.``
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from facelock import __version__
+from facelock.errors import FaceLockError
+from facelock.terminal import running
+
+if TYPE_CHECKING:
+    from facelock.report import Report
+
+ClickError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+"""What typer raises for a wrong command line, from its own copy of click or from click."""
+RESUME_HINT = "Finished chunks are kept; give the same command again to resume."
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+bench = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(
+    bench, name="bench", help="Measure drift, decoupling, speed and the lock; held-out characters only."
+)
+
+Faces = Annotated[
+    list[str],
+    typer.Option("--face", metavar="PICTURE", help="Reference picture; once per character, left to right."),
+]
+FaceIndex = Annotated[
+    list[int] | None,
+    typer.Option("--face-index", metavar="N", help="Which face of a picture with several; once per --face."),
+]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", metavar="NAME|PATH", help="A shipped recipe or a .toml file.")
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Target = Annotated[
+    float | None,
+    typer.Option(
+        "--target",
+        metavar="SHARE",
+        help="Share of frames, 0 to 1, that must match the face; missed: exit code 4. Default: the recipe's.",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no warnings.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report's summary as one JSON object.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error, and log more.")]
+
+GENERATE_EXAMPLES = """\
+Examples:
+
+\b
+  facelock generate "a woman with red hair talking in a forest" \\
+      --face samples/faces/maria.png --seconds 30 -o maria.mp4
+  facelock generate "a man nodding" --face me.jpg --seconds 10 -o me.mp4 --audio voice.wav
+  facelock generate "a man nodding" --face me.jpg --seconds 10 -o raw.mp4 --no-lock --no-restore
+
+Interrupted or killed, the same command goes on where it stopped."""
+
+VERIFY_EXAMPLES = """\
+Example:
+
+\b
+  facelock verify maria.mp4 --face samples/faces/maria.png"""
+
+BENCH_EXAMPLES = """\
+Example:
+
+\b
+  facelock bench drift --seconds 60 --identities 12 --out drift/"""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"facelock {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Make long clips in which a character's face never drifts, and prove it.
+
+    A prompt and a reference face go in; an mp4 comes out whose face is the reference in every frame, with a
+    report that measures each one.
+    """
+
+
+@app.command(epilog=GENERATE_EXAMPLES)
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the clip shows.")],
+    face: Faces,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="S", help="Length of the clip; up to a day.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT.mp4", help="The clip; its report goes beside it.")
+    ],
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another seed, another clip.")] = 0,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="SIDE|WxH", help="Final size in pixels. Default: the recipe's."),
+    ] = None,
+    recipe: RecipeName = "miniature",
+    device: Device = "auto",
+    no_lock: Annotated[bool, typer.Option("--no-lock", help="Leave stage 2 out, for comparison.")] = False,
+    no_restore: Annotated[
+        bool, typer.Option("--no-restore", help="Enlarge plainly, for comparison.")
+    ] = False,
+    target: Target = None,
+    audio: Annotated[
+        Path | None, typer.Option("--audio", metavar="FILE", help="Sound to add, cut or padded to the clip.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing clip.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget an unfinished run instead of resuming.")
+    ] = False,
+    face_index: FaceIndex = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Make a clip of PROMPT whose face is PICTURE in every frame.
+
+    Leaves OUT.mp4, OUT.report.json and OUT.report.html; while it runs, OUT.mp4.partial/ holds what is
+    finished.
+    """
+    from facelock.job import Job, check_share, parse_size
+    from facelock.journal import claim
+    from facelock.recipe import load_recipe
+
+    job = Job(prompt, seconds, seed, parse_size(size) if size else None, not no_lock, not no_restore).check()
+    check_share(target)
+    chosen = load_recipe(recipe)
+    with ExitStack() as stack:
+        display = stack.enter_context(running(quiet, debug, RESUME_HINT))
+        journal = stack.enter_context(claim(output, overwrite=overwrite, restart=restart))
+        display.say("loading")
+        from facelock.pipeline import Pipeline
+
+        clip = Pipeline.from_recipe(chosen, device).clip(
+            job, face, faces=face_index or (), progress=display.step
+        )
+        report = clip.save(journal, audio=audio, restart=restart, target=target)
+    _tell(report, output, as_json=as_json, quiet=quiet)
+    if target is None and no_lock:
+        return  # made for comparison: there is no target to miss
+    _require(report, chosen.target if target is None else target)
+
+
+@app.command(epilog=VERIFY_EXAMPLES)
+def verify(
+    video: Annotated[Path, typer.Argument(metavar="CLIP", help="A finished video, of any origin.")],
+    face: Faces,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="PREFIX", help="PREFIX.report.json and .html. Default: beside CLIP."
+        ),
+    ] = None,
+    recipe: RecipeName = "miniature",
+    device: Device = "auto",
+    target: Target = None,
+    face_index: FaceIndex = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Measure every frame of CLIP against PICTURE and write the report.
+
+    The report goes beside the clip; where the one from its making already lies, to CLIP.verify.report.json.
+    """
+    from facelock.job import check_share
+    from facelock.recipe import load_recipe
+
+    check_share(target)
+    chosen = load_recipe(recipe)
+    with running(quiet, debug) as display:
+        display.say("loading")
+        from facelock import api
+        from facelock.report import write_report
+
+        paths = api.verify_paths(video, output)
+        report = api.verify(
+            video,
+            face,
+            recipe=chosen,
+            device=device,
+            target=target,
+            faces=face_index or (),
+            progress=display.step,
+        )
+        write_report(report, *paths)
+    _tell(report, paths[0], as_json=as_json, quiet=quiet)
+    _require(report, chosen.target if target is None else target)
+
+
+BENCHMARKS = {
+    "drift": "Chained backbone, plain swap and FaceLock side by side over long clips.",
+    "decoupling": "Whether locked faces keep the blueprint's pose, expression, gaze and light.",
+    "speed": "Seconds per stage and peak memory.",
+    "lock": "The lock stage against a plain insightface loop with the same nets.",
+}
+
+
+def _add_benchmark(name: str, purpose: str) -> None:
+    @bench.command(name, help=purpose, epilog=BENCH_EXAMPLES)
+    def command(
+        seconds: Annotated[
+            float | None, typer.Option("--seconds", metavar="S", help="Length of each clip.")
+        ] = None,
+        identities: Annotated[
+            int | None, typer.Option("--identities", metavar="N", help="Held-out characters.")
+        ] = None,
+        seed: Annotated[int, typer.Option("--seed", metavar="N", help="First seed.")] = 0,
+        out: Annotated[
+            Path | None, typer.Option("--out", metavar="DIR", help="Where tables and figures go.")
+        ] = None,
+        device: Device = "auto",
+        quiet: Quiet = False,
+        as_json: AsJson = False,
+        debug: Debug = False,
+    ) -> None:
+        from facelock.job import check_bench
+
+        check_bench(seconds, identities)
+        given = {"seconds": seconds, "identities": identities, "seed": seed, "out": out, "device": device}
+        options = {key: value for key, value in given.items() if value is not None}
+        with running(quiet, debug) as display:
+            results: Any = import_module(f"facelock.bench.{name}").run(**options, progress=display.step)
+        if as_json:
+            print(json.dumps(results, default=str))
+        elif not quiet:
+            print(results["text"], end="")
+
+
+for _name, _purpose in BENCHMARKS.items():
+    _add_benchmark(_name, _purpose)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the ``facelock`` command; leaves through ``SystemExit`` with the code of the outcome."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        code = typer.main.get_command(app).main(given, prog_name="facelock", standalone_mode=False)
+    except FaceLockError as error:
+        _fail(str(error), debug)
+        code = error.exit_code
+    except ClickError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
+        else:
+            _fail(_usage(error), debug)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("Interrupted. The same command resumes.", debug)
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 1
+    except Exception as error:
+        _fail(
+            f"this is a bug: {type(error).__name__}: {error}. Please report it with --debug's output.", debug
+        )
+        code = 1
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print(f"facelock: error: {message}", file=sys.stderr)
+
+
+def _usage(error: Any) -> str:
+    """A usage error of the command line in our form: what, then what to do."""
+    what = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "facelock"
+    return f"{what}. See '{command} --help'."
+
+
+def _tell(report: Report, output: Path, *, as_json: bool, quiet: bool) -> None:
+    """The result on stdout: one JSON object, or one line."""
+    if as_json:
+        left_out: Any = {"ledger": True, "ledger_unlocked": True, "sheet": True, "settings": {"recipe"}}
+        summary = report.model_dump(mode="json", by_alias=True, exclude=left_out)
+        for character in summary["characters"]:
+            character.pop("portrait")
+        print(json.dumps({"output": str(output), "misses": report.misses(report.target), **summary}))
+    elif not quiet:
+        print(f"{output}: {report.verdict}")
+
+
+def _require(report: Report, target: float) -> None:
+    from facelock.clip import require_target
+
+    require_target(report, target)

@@ -1,0 +1,281 @@
+"""The closed loop that lock and restore share: change a face, measure it, try harder, keep the best.
+
+Each face of each frame is worked on by itself, against one fixed reference identity: no frame sees another, so no
+error can accumulate. Networks run in batches of one fixed, padded shape, so a face's bits do not depend on which
+other faces came along: ``lock(frames[order]) == lock(frames)[order]``, and one frame alone equals it in its clip.
+
+What is measured is what the frame will show: a candidate is pasted back, cut out again and embedded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional
+
+from facelock.errors import InputError
+from facelock.geometry import paste_crops, similarity_from_landmarks, soft_mask, warp_crops
+from facelock.protocols import Aligner, FacePack, FaceRestorer, Upscaler
+from facelock.types import AlignRecord, CropSpec, Faces, Identity
+
+EDGE = 0.22
+"""Fading part of a crop's mask, from the middle to the border."""
+
+
+@dataclass
+class Work:
+    """The N faces in hand: where they are, whose they should be, and the best of each so far."""
+
+    frames: Tensor
+    faces: Faces
+    who: Tensor
+    """(N,) index of the identity."""
+    reference: Tensor
+    """(N, D) its embedding."""
+    own: Tensor
+    """(N, D) embedding of the face as it came."""
+    matrices: Tensor
+    crops: Tensor
+    """(N, 3, S, S) as they came."""
+    best: Tensor
+    """(N, 3, S, S) as they are kept."""
+    score: Tensor
+    """(N,) similarity of the best."""
+    rung: Tensor
+    """(N,) index of the strength kept, -1 for none."""
+    consistency: Tensor
+    """(N,) RMS of the best against its input; zero where nothing was asked."""
+
+    def records(
+        self, identities: Sequence[Identity], target: float, start: int, *, consistency: bool
+    ) -> list[AlignRecord]:
+        """One record per face, in the order of the frames."""
+        before = similarity(self.own, self.reference)
+        return [
+            AlignRecord(
+                frame=start + int(self.faces.frame[i]),
+                character=identities[int(self.who[i])].name,
+                before=float(before[i]),
+                after=float(self.score[i]),
+                rung=int(self.rung[i]),
+                met=bool(self.score[i] >= target),
+                consistency=float(self.consistency[i]) if consistency else None,
+            )
+            for i in range(len(self.faces))
+        ]
+
+
+def _embedding(identity: Identity, encoder: str) -> Tensor:
+    if encoder not in identity.embeddings:
+        raise InputError(
+            f"{identity.name}: was not embedded by {encoder}, which this recipe uses. Read the picture again with it."
+        )
+    return identity.embeddings[encoder]
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of unit rows (N, D), summed in float64 so that the order of summation does not show."""
+    return (
+        torch.stack([(x.double() * y.double()).sum() for x, y in zip(a, b, strict=True)]).float()
+        if len(a)
+        else a.new_zeros(0)
+    )
+
+
+def assign(faces: Faces, own: Tensor, references: Tensor, strangers: float) -> tuple[Tensor, Tensor]:
+    """Which face is which character, frame by frame: indices of faces and of identities, both (N,).
+
+    By similarity (optimal assignment). Where no face of a frame resembles anyone (best similarity below ``strangers``),
+    the largest faces are taken, left to right, in the order of the identities.
+    """
+    chosen: list[tuple[int, int]] = []
+    for frame in sorted(set(faces.frame.tolist())):
+        here = torch.nonzero(faces.frame == frame).flatten()
+        scores = torch.stack([similarity(own[here], r.expand(len(here), -1)) for r in references], 1)
+        chosen += _of_frame(faces.box[here], here.tolist(), scores, strangers)
+    if not chosen:
+        return torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+    pairs = torch.tensor(chosen)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _of_frame(box: Tensor, here: list[int], scores: Tensor, strangers: float) -> list[tuple[int, int]]:
+    if float(scores.max()) >= strangers:
+        rows, columns = linear_sum_assignment(-scores.numpy().astype("float64"))
+        pairs = list(zip(rows.tolist(), columns.tolist(), strict=True))
+    else:
+        area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
+        largest = area.argsort(descending=True, stable=True)[: scores.shape[1]]
+        left_to_right = largest[box[largest, 0].argsort(stable=True)].tolist()
+        pairs = [(face, k) for k, face in enumerate(left_to_right)]
+    return [(here[face], k) for face, k in sorted(pairs)]
+
+
+class ClosedLoop:
+    """What lock and restore have in common: find, assign, cut, paste, embed."""
+
+    def __init__(self, pack: FacePack, crop: CropSpec, ladder: Sequence[float], target: float) -> None:
+        self.pack, self.crop, self.ladder, self.target = pack, crop, tuple(ladder), target
+        self.mask = soft_mask(crop.size, EDGE)
+
+    def take(self, frames: Tensor, identities: Sequence[Identity]) -> Work:
+        """Detect, embed, assign to characters, cut out."""
+        faces = self.pack.detect(frames)
+        own = self.pack.embed(frames, faces)
+        encoder = self.pack.encoder
+        references = torch.stack([_embedding(identity, encoder.id) for identity in identities])
+        index, who = assign(faces, own, references, encoder.thresholds.far_1e2)
+        faces, own = faces.select(index), own[index]
+        matrices = similarity_from_landmarks(faces.landmarks, self.crop)
+        crops = warp_crops(frames, faces.frame, matrices, self.crop.size)
+        count = len(faces)
+        return Work(
+            frames,
+            faces,
+            who,
+            references[who],
+            own,
+            matrices,
+            crops,
+            crops.clone(),
+            similarity(own, references[who]),
+            torch.full((count,), -1),
+            torch.zeros(count),
+        )
+
+    def paste(self, work: Work, crops: Tensor, index: Tensor) -> Tensor:
+        """One new frame per face of ``index``: its own frame with its candidate in place, (n, 3, H, W)."""
+        if not len(index):
+            return work.frames[:0]
+        own = work.frames[work.faces.frame[index]]
+        return paste_crops(own, torch.arange(len(index)), work.matrices[index], crops, self.mask)
+
+    def embed(self, work: Work, shown: Tensor, index: Tensor) -> Tensor:
+        """Embeddings of the faces ``index`` in frames of their own, at the landmarks where they were found."""
+        faces = work.faces.select(index)
+        own = Faces(torch.arange(len(index)), faces.box, faces.landmarks, faces.score)
+        return self.pack.embed(shown, own)
+
+    def finish(self, work: Work) -> Tensor:
+        """The frames with the best of every face; a face that nothing improved keeps its pixels."""
+        done = torch.nonzero(work.rung >= 0).flatten()
+        return paste_crops(
+            work.frames, work.faces.frame[done], work.matrices[done], work.best[done], self.mask
+        )
+
+
+class Locker(ClosedLoop):
+    """Stage 2: every face aligned to its reference identity, at the first strength that reaches the target."""
+
+    def __init__(
+        self, pack: FacePack, aligner: Aligner, *, ladder: Sequence[float], target: float, batch: int = 16
+    ) -> None:
+        """``ladder`` holds the strengths to try, ``target`` the similarity that ends the climb."""
+        super().__init__(pack, aligner.crop, ladder, target)
+        self.aligner, self.batch = aligner, batch
+
+    def lock(
+        self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0
+    ) -> tuple[Tensor, list[AlignRecord]]:
+        """Lock (T, 3, H, W) frames in [0, 1] to ``identities``; ``start`` is the clip's index of the first.
+
+        Returns the frames and a record per face that stands for a character. Frames without a face come back bit
+        for bit, and so does every pixel outside of the faces' own squares.
+        """
+        work = self.take(frames, identities)
+        climbing = torch.arange(len(work.faces))
+        for rung, strength in enumerate(self.ladder):
+            if not len(climbing):
+                break
+            wanted = toward(work.own[climbing], work.reference[climbing], strength)
+            crops = self.aligner.align(work.crops[climbing], wanted, strength)
+            shown = self.paste(work, crops, climbing)
+            score = similarity(self.embed(work, shown, climbing), work.reference[climbing])
+            better = score > work.score[climbing]
+            keep(work, climbing[better], crops[better], score[better], rung)
+            climbing = climbing[work.score[climbing] < self.target]
+        return self.finish(work), work.records(identities, self.target, start, consistency=False)
+
+
+def toward(own: Tensor, reference: Tensor, strength: float) -> Tensor:
+    """The embedding to align to: the reference at strength 1, short of it below, beyond it above; unit rows."""
+    if strength == 1.0:
+        return reference
+    return torch.stack(
+        [functional.normalize(a + strength * (b - a), dim=0) for a, b in zip(own, reference, strict=True)]
+    )
+
+
+def keep(work: Work, index: Tensor, crops: Tensor, score: Tensor, rung: int) -> None:
+    """Remember better candidates of the faces ``index``."""
+    work.best[index], work.score[index], work.rung[index] = crops, score, rung
+
+
+class RestoreLoop(ClosedLoop):
+    """Stage 3: the frame enlarged, then each face restored under two constraints.
+
+    **Identity**: the restored face must match the reference at least as well as ``target``, or better than the plainly
+    enlarged one. **Data consistency**: scaled down again, it must agree with the locked frame (RMS ≤ ``consistency``).
+    ``ladder`` holds the shares of the restored face in the blend, strongest first; where no share satisfies both,
+    the plainly enlarged face stays, and the record says so (rung -1).
+    """
+
+    def __init__(
+        self,
+        pack: FacePack,
+        upscaler: Upscaler,
+        restorer: FaceRestorer | None,
+        *,
+        ladder: Sequence[float],
+        target: float,
+        consistency: float,
+        batch: int = 16,
+    ) -> None:
+        """Without a ``restorer`` the frames are enlarged and measured only."""
+        crop = restorer.crop if restorer else pack.encoder.crop
+        super().__init__(pack, crop, ladder if restorer else (), target)
+        self.upscaler, self.restorer, self.consistency, self.batch = upscaler, restorer, consistency, batch
+
+    def restore(
+        self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0
+    ) -> tuple[Tensor, list[AlignRecord]]:
+        """(T, 3, H, W) → (T, 3, H·scale, W·scale) in [0, 1], and a record per face."""
+        work = self.take(self.upscaler.upscale(frames), identities)
+        trying = torch.arange(len(work.faces))
+        restored = (
+            self.restorer.restore(work.crops, work.reference) if self.restorer and len(trying) else work.crops
+        )
+        for rung, share in enumerate(self.ladder):
+            if not len(trying):
+                break
+            crops = work.crops[trying] + share * (restored[trying] - work.crops[trying])
+            shown = self.paste(work, crops, trying)
+            score = similarity(self.embed(work, shown, trying), work.reference[trying])
+            distance = self._distance(work, shown, frames, trying)
+            agrees = distance <= self.consistency
+            better = agrees & (score > work.score[trying])
+            keep(work, trying[better], crops[better], score[better], rung)
+            work.consistency[trying[better]] = distance[better]
+            trying = trying[~(better & (score >= self.target))]
+        return self.finish(work), work.records(identities, self.target, start, consistency=True)
+
+    def _distance(self, work: Work, shown: Tensor, frames: Tensor, index: Tensor) -> Tensor:
+        """(n,) RMS in [0, 1] between each candidate's frame, scaled down, and the locked frame, under the mask."""
+        scale = self.upscaler.scale
+        out = []
+        for place, i in enumerate(index.tolist()):
+            frame = int(work.faces.frame[i])
+            blank = torch.zeros_like(work.frames[:1])
+            white = torch.ones_like(work.crops[:1])
+            share = paste_crops(
+                blank, torch.zeros(1, dtype=torch.long), work.matrices[i : i + 1], white, self.mask
+            )
+            weight = functional.avg_pool2d(share, scale)[0].double()
+            low = functional.avg_pool2d(shown[place : place + 1], scale)[0].double()
+            error = (low - frames[frame].double()).square() * weight
+            out.append((error.sum() / weight.sum().clamp(min=1e-9)).sqrt())
+        return torch.stack(out).float()

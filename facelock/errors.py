@@ -1,0 +1,81 @@
+"""Every error that FaceLock raises on purpose.
+
+::
+
+    FaceLockError                 exit 1
+    ├── InputError                exit 2   a file, a picture, a number or a name the user gave
+    │   └── ConfigError           exit 2   a recipe or an option
+    ├── EnvironmentFailure        exit 3   the machine: missing model, no GPU, disk full, no encoder
+    │   ├── ModelError            exit 3   weights that are missing, damaged or of the wrong kind
+    │   ├── DeviceError           exit 3   a device that is absent or silently not used
+    │   ├── EncoderError          exit 3   ffmpeg is missing or died
+    │   └── StorageError          exit 3   disk full or a failing disk; what was finished is kept
+    ├── IdentityMissedError       exit 4   finished, but the identity target was missed
+    ├── OutputBusyError           exit 5   another run holds the output
+    └── InterruptedRunError       exit 130 stopped by a signal; the same command resumes
+
+A message is one sentence or two: what happened, with what was found, then what to do::
+
+    try:
+        facelock.generate(...).save("clip.mp4")
+    except facelock.FaceLockError as error:
+        print(error)  # "<what>. <what to do>."
+"""
+
+from __future__ import annotations
+
+
+class FaceLockError(Exception):
+    """Base of every deliberate error; ``exit_code`` is what the CLI returns."""
+
+    exit_code = 1
+
+
+class InputError(FaceLockError):
+    """Something the user gave cannot be used: a file, a picture, a number, a name."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A recipe or an option is wrong."""
+
+
+class EnvironmentFailure(FaceLockError):
+    """The machine cannot do it: a missing model, device, encoder, or room on the disk."""
+
+    exit_code = 3
+
+
+class ModelError(EnvironmentFailure):
+    """Weights are missing, damaged, or not of the kind the recipe names."""
+
+
+class DeviceError(EnvironmentFailure):
+    """The device asked for is absent, out of memory, or silently not the one in use."""
+
+
+class EncoderError(EnvironmentFailure):
+    """ffmpeg is missing, or died while it encoded or joined."""
+
+
+class StorageError(EnvironmentFailure):
+    """The disk is full or failing; everything finished before it is intact."""
+
+
+class IdentityMissedError(FaceLockError):
+    """The clip is finished and kept, but fewer frames than asked match the identity."""
+
+    exit_code = 4
+
+
+class OutputBusyError(FaceLockError):
+    """Another process is writing the same output."""
+
+    exit_code = 5
+
+
+class InterruptedRunError(FaceLockError):
+    """A signal stopped the run between two steps; the same command resumes it."""
+
+    exit_code = 130

@@ -1,0 +1,274 @@
+"""The ledger: every frame × every expected character gets a row, and no row is ever dropped.
+
+::
+
+    rows = measure(frames, judge_pack, identities, start=120)
+    [row.similarity for row in rows if row.status is Status.WRONG]
+
+Which face stands for which character is decided by similarity in each frame alone, never by tracking.
+Readable faces go first: a small or turned face is somebody's only when no readable one is left, so that a
+stranger cannot hide behind a blurred face in the background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from facelock.appearance import face_tile, jpeg, mouth_and_eyes, residual, sharpness
+from facelock.errors import FaceLockError
+from facelock.geometry import estimate_pose, similarity_from_landmarks, warp_crops
+from facelock.protocols import FacePack
+from facelock.types import Faces, Identity, LedgerRow, Status, Thresholds
+
+NOBODY = -1
+"""In an assignment: no face is left for this character."""
+_BEHIND = 4.0
+"""Taken off an unreadable face's similarity when faces are assigned: more than any readable face can lack."""
+
+
+@dataclass(frozen=True)
+class ReadabilityLimits:
+    """The range in which the judge was calibrated; a face outside of it is ``unreadable``."""
+
+    minimum_face: float = 24.0
+    """Height of the face's box in pixels of the measured frames."""
+    maximum_yaw: float = 60.0
+    """Degrees to either side."""
+    maximum_pitch: float = 60.0
+    minimum_sharpness: float = 0.0
+    """Laplacian variance of the canonical crop (``facelock.appearance.sharpness``)."""
+    minimum_visible: float = 0.5
+    """Share of the face's box that lies inside the picture."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is seen of the N faces of a batch, besides who they are."""
+
+    faces: Faces
+    crops: Tensor
+    """(N, 3, S, S) canonical crops of the judge."""
+    yaw: Tensor
+    pitch: Tensor
+    roll: Tensor
+    sharpness: Tensor
+    mouth: Tensor
+    eyes: Tensor
+    readable: NDArray[np.bool_]
+
+
+def measure(
+    frames: Tensor,
+    pack: FacePack,
+    identities: Sequence[Identity],
+    *,
+    start: int = 0,
+    limits: ReadabilityLimits | None = None,
+    before: Tensor | None = None,
+) -> tuple[LedgerRow, ...]:
+    """Measure (T, 3, H, W) frames: T × K rows, by frame, then in the order of ``identities``.
+
+    ``start`` is the clip's index of the first frame. ``before`` (3, H, W) is the frame just before it,
+    where there is one: with it the first row gets its residual too, so that flicker at the seam of two
+    chunks is seen. Raises FaceLockError when an identity lacks the embedding of ``pack.encoder``.
+    """
+    whole = frames if before is None else torch.cat([before[None].to(frames), frames])
+    lead = len(whole) - len(frames)
+    references = _references(identities, pack.encoder.id)
+    faces = pack.detect(whole)
+    sight = _look(whole, faces, pack, limits or ReadabilityLimits())
+    similarity = _similarities(pack.embed(whole, faces), references)
+    chosen = _assign_frames(similarity, sight, len(whole))
+    rows = [
+        _row(frame, character, chosen, similarity, sight, identities, pack.encoder.thresholds)
+        for frame in range(len(whole))
+        for character in range(len(identities))
+    ]
+    kept = rows[lead * len(identities) :]
+    return tuple(replace(row, frame=row.frame - lead + start) for row in kept)
+
+
+def _references(identities: Sequence[Identity], encoder: str) -> Tensor:
+    """(K, D) embeddings of the cast by one encoder."""
+    for identity in identities:
+        if encoder not in identity.embeddings:
+            raise FaceLockError(
+                f"The identity {identity.name!r} has no embedding of {encoder}, only of "
+                f"{', '.join(identity.embeddings) or 'nothing'}. Build it again from its picture."
+            )
+    return torch.stack([identity.embeddings[encoder].detach().cpu().float() for identity in identities])
+
+
+def _similarities(embeddings: Tensor, references: Tensor) -> NDArray[np.float64]:
+    """(N, K) cosines. Summed row by row, so that no value depends on the batch it came in."""
+    products = embeddings.detach().cpu().double()[:, None] * references.double()[None]
+    if not bool(torch.isfinite(products).all()):
+        raise FaceLockError("The judge returned NaN for a face. Its weights are damaged, or this is a bug.")
+    return products.sum(-1).clamp(-1, 1).numpy()
+
+
+def _look(frames: Tensor, faces: Faces, pack: FacePack, limits: ReadabilityLimits) -> Sight:
+    spec = pack.encoder.crop
+    matrices = similarity_from_landmarks(faces.landmarks, spec)
+    crops = warp_crops(frames, faces.frame, matrices, spec.size).cpu()
+    yaw, pitch, roll = (angle.cpu() for angle in estimate_pose(faces.landmarks))
+    blur = sharpness(crops)
+    mouth, eyes = mouth_and_eyes(crops, spec)
+    height = faces.box[:, 3] - faces.box[:, 1]
+    readable = (
+        (height >= limits.minimum_face)
+        & (yaw.abs() <= limits.maximum_yaw)
+        & (pitch.abs() <= limits.maximum_pitch)
+        & (blur >= limits.minimum_sharpness)
+        & (_visible_share(faces.box, frames.shape[-1], frames.shape[-2]) >= limits.minimum_visible)
+    )
+    return Sight(faces, crops, yaw, pitch, roll, blur, mouth, eyes, readable.numpy())
+
+
+def _visible_share(box: Tensor, width: int, height: int) -> Tensor:
+    """(N,) share of each box's area inside the picture."""
+    inside = torch.stack([box[:, 0::2].clamp(0, width), box[:, 1::2].clamp(0, height)], -1)
+    sides = (inside[:, 1] - inside[:, 0]).clamp_min(0)
+    whole = (box[:, 2:] - box[:, :2]).clamp_min(1e-6)
+    return sides.prod(-1) / whole.prod(-1)
+
+
+def assign(similarity: NDArray[np.float64], readable: NDArray[np.bool_]) -> list[int]:
+    """Give each of K characters one of N faces, or ``NOBODY``: the best total similarity.
+
+    ``similarity`` is (N, K), ``readable`` (N,). Readable faces come first.
+    """
+    chosen = [NOBODY] * similarity.shape[1]
+    if similarity.size:
+        worth = similarity - _BEHIND * ~readable[:, None]
+        for face, character in zip(*linear_sum_assignment(worth, maximize=True), strict=True):
+            chosen[int(character)] = int(face)
+    return chosen
+
+
+def _assign_frames(similarity: NDArray[np.float64], sight: Sight, frames: int) -> list[list[int]]:
+    """Per frame and character, the index of the face in the batch, or ``NOBODY``."""
+    owner = sight.faces.frame.numpy()
+    result = []
+    for frame in range(frames):
+        index = np.flatnonzero(owner == frame)
+        local = assign(similarity[index], sight.readable[index])
+        result.append([int(index[face]) if face != NOBODY else NOBODY for face in local])
+    return result
+
+
+def judge_status(similarity: float, margin: float | None, readable: bool, thresholds: Thresholds) -> Status:
+    """What one measured face is to its character; see docs/report.md."""
+    if not readable:
+        return Status.UNREADABLE
+    if similarity < thresholds.far_1e2 or (margin is not None and margin < 0):
+        return Status.WRONG
+    return Status.VERIFIED if similarity >= thresholds.far_1e4 else Status.WEAK
+
+
+def _row(
+    frame: int,
+    character: int,
+    chosen: Sequence[Sequence[int]],
+    similarity: NDArray[np.float64],
+    sight: Sight,
+    identities: Sequence[Identity],
+    thresholds: Thresholds,
+) -> LedgerRow:
+    face, name = chosen[frame][character], identities[character].name
+    if face == NOBODY:
+        return LedgerRow(frame, name, Status.ABSENT)
+    own = float(similarity[face, character])
+    others = np.delete(similarity[face], character)
+    margin = own - float(others.max()) if len(others) else None
+    x1, y1, x2, y2 = (float(edge) for edge in sight.faces.box[face])
+    earlier = chosen[frame - 1][character] if frame else NOBODY
+    return LedgerRow(
+        frame,
+        name,
+        judge_status(own, margin, bool(sight.readable[face]), thresholds),
+        similarity=own,
+        margin=margin,
+        box=(x1, y1, x2, y2),
+        face_height=y2 - y1,
+        yaw=float(sight.yaw[face]),
+        pitch=float(sight.pitch[face]),
+        roll=float(sight.roll[face]),
+        sharpness=float(sight.sharpness[face]),
+        score=float(sight.faces.score[face]),
+        landmarks=tuple((float(x), float(y)) for x, y in sight.faces.landmarks[face]),
+        mouth=float(sight.mouth[face]),
+        eyes=float(sight.eyes[face]),
+        residual=residual(sight.crops[earlier], sight.crops[face]) if earlier != NOBODY else None,
+    )
+
+
+def thumbnails(
+    frames: Tensor, rows: Sequence[LedgerRow], *, start: int = 0, at: Collection[int] | None = None
+) -> dict[int, str]:
+    """Base64 JPEGs of the cast's faces, one above the other in the ledger's order, by clip frame index.
+
+    ``at`` names the frames; otherwise the first and the middle one of the batch, and the one where the
+    face is least alike if any is not verified. A character without a face shows the frame's middle.
+    """
+    wanted = _default_frames(len(frames), rows, start) if at is None else set(at)
+    cast: dict[int, list[LedgerRow]] = {}
+    for row in rows:
+        cast.setdefault(row.frame, []).append(row)
+    inside = sorted(frame for frame in wanted if start <= frame < start + len(frames))
+    return {frame: jpeg(_stack(frames[frame - start], cast.get(frame, []))) for frame in inside}
+
+
+def _stack(frame: Tensor, rows: Sequence[LedgerRow]) -> NDArray[np.uint8]:
+    boxes = [row.box for row in rows] or [None]
+    return np.concatenate([face_tile(frame, box) for box in boxes])
+
+
+def _default_frames(count: int, rows: Sequence[LedgerRow], start: int) -> set[int]:
+    frames = {start, start + count // 2} if count > 8 else ({start} if count else set())
+    doubtful = [row for row in rows if row.status is not Status.VERIFIED]
+    if doubtful:
+        frames.add(min(doubtful, key=_likeness).frame)
+    return frames
+
+
+def _likeness(row: LedgerRow) -> float:
+    """Similarity for sorting: a readable wrong face is worse than none."""
+    return row.similarity if row.similarity is not None else 1.0
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A face pack that measures, with its limits: what the pipeline and ``facelock verify`` hold."""
+
+    pack: FacePack
+    limits: ReadabilityLimits = field(default_factory=ReadabilityLimits)
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The encoder's thresholds, with which it was calibrated."""
+        return self.pack.encoder.thresholds
+
+    @property
+    def encoder(self) -> str:
+        """The encoder's id."""
+        return self.pack.encoder.id
+
+    def measure(
+        self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0, before: Tensor | None = None
+    ) -> tuple[LedgerRow, ...]:
+        """See :func:`measure`."""
+        return measure(frames, self.pack, identities, start=start, limits=self.limits, before=before)
+
+    def thumbnails(
+        self, frames: Tensor, rows: Sequence[LedgerRow], *, start: int = 0, at: Collection[int] | None = None
+    ) -> Mapping[int, str]:
+        """See :func:`thumbnails`."""
+        return thumbnails(frames, rows, start=start, at=at)

@@ -1,0 +1,236 @@
+"""Training of the blueprint's transformer by diffusion forcing (Chen et al. 2024, arXiv:2407.01392).
+
+Rectified flow on the autoencoder's latents, with a noise level per latent frame, so that the model continues from
+clean context frames (SkyReels-V2, arXiv:2504.13074). The tiny text encoder learns along with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from diffusers import SkyReelsV2Transformer3DModel
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from facelock.miniature.vae import neighbourhoods
+from facelock.miniature.vocabulary import vocabulary
+
+CHANNELS = 8
+SIDE = 16
+TEXT_DIM = 96
+TOKENS = 24
+WINDOW = 5
+CONTEXT = 2
+SHIFT = 3.0
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per known word; anything else is ``<unk>``."""
+    table = {w: i for i, w in enumerate(("<pad>", "</s>", "<unk>", *vocabulary()))}
+    core = Tokenizer(models.WordLevel(table, unk_token="<unk>"))  # noqa: S106 - not a password
+    core.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.Replace(Regex(r"[^a-z' ]"), " ")]
+    )
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",  # noqa: S106 - not a password
+        eos_token="</s>",  # noqa: S106
+        unk_token="<unk>",  # noqa: S106
+        model_max_length=TOKENS,
+    )
+
+
+def make_text_encoder(size: int) -> UMT5EncoderModel:
+    """A two-layer UMT5 encoder over the miniature's vocabulary."""
+    config = UMT5Config(
+        vocab_size=size,
+        d_model=TEXT_DIM,
+        d_kv=24,
+        d_ff=192,
+        num_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=16,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=0,
+        eos_token_id=1,
+        dropout_rate=0.0,
+    )
+    return UMT5EncoderModel(config)
+
+
+def make_transformer(heads: int = 8, layers: int = 6) -> SkyReelsV2Transformer3DModel:
+    """The miniature's denoiser."""
+    return SkyReelsV2Transformer3DModel(
+        patch_size=(1, 4, 4),
+        num_attention_heads=heads,
+        attention_head_dim=32,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        text_dim=TEXT_DIM,
+        freq_dim=128,
+        ffn_dim=heads * 32 * 3,
+        num_layers=layers,
+        rope_max_seq_len=64,
+    )
+
+
+class Blueprint(nn.Module):
+    """Text encoder and transformer, trained together."""
+
+    def __init__(self, vocabulary_size: int) -> None:
+        super().__init__()
+        self.text, self.transformer = make_text_encoder(vocabulary_size), make_transformer()
+
+    def encode(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Token ids and mask (B, TOKENS) → (B, TOKENS, TEXT_DIM), zero where padded, as the pipeline does."""
+        return self.text(tokens, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
+
+    def forward(self, x: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
+        """Latents (B, 8, L, 16, 16), noise levels (B, L) in [0, 1] → velocity of x's shape."""
+        return self.transformer(
+            hidden_states=x,
+            timestep=sigma * 1000,
+            encoder_hidden_states=text,
+            enable_diffusion_forcing=True,
+            return_dict=False,
+        )[0]
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Ids and mask, both (B, TOKENS)."""
+    out = tokenizer(
+        list(prompts), padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
+    )
+    return out.input_ids, out.attention_mask
+
+
+class DiffusionTask:
+    """Trains the blueprint on precomputed, normalised latents (clips, windows, 8, 5, 16, 16) and captions."""
+
+    name = "blueprint"
+    bf16 = True
+    rate = 1e-3
+
+    def __init__(
+        self,
+        latents: Tensor,
+        captions: Sequence[str],
+        steps: int,
+        batch: int = 16,
+        trip: Tensor | None = None,
+    ) -> None:
+        """``trip`` is what pixels do to context latents (:func:`facelock.miniature.vae.fit_round_trip`)."""
+        self.latents, self.steps, self.batch = latents, steps, batch
+        self.tokenizer = make_tokenizer()
+        self.ids, self.mask = tokenize(self.tokenizer, captions)
+        self.empty = tokenize(self.tokenizer, [""])
+        self.trip = trip
+        torch.manual_seed(7)
+        self.module: nn.Module = Blueprint(len(self.tokenizer))
+
+    def noise_levels(self, n: int, length: int, generator: torch.Generator) -> Tensor:
+        """(n, length) noise levels: continuation, a fresh window, or one level per frame."""
+        base = torch.sigmoid(torch.randn(n, 1, generator=generator)).expand(n, length).clone()
+        kind = torch.rand(n, 1, generator=generator)
+        own = torch.sigmoid(torch.randn(n, length, generator=generator))
+        sigma = torch.where(kind < 0.15, own, base)
+        sigma = SHIFT * sigma / (1 + (SHIFT - 1) * sigma)
+        if length > CONTEXT:
+            context = (torch.arange(length) < CONTEXT).view(1, -1) & (kind > 0.45)
+            sigma = torch.where(context, torch.zeros(()), sigma)
+        return sigma
+
+    def worn(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Context as a long clip leaves it: up to three trips through pixels, and noise. The past heals or drifts."""
+        trips = torch.randint(0, 4, (x.shape[0], 1, 1, 1), generator=generator)
+        out = x.clone()
+        for k, weight in enumerate([] if self.trip is None else self.trip[: x.shape[2]]):
+            z = x[:, :, k]
+            for trip in range(1, 4):
+                again = (weight @ neighbourhoods(z)).view_as(z)
+                z = torch.where(trips >= trip, again, z)
+            out[:, :, k] = z
+        amount = 0.2 * torch.rand(x.shape[0], 1, 1, 1, 1, generator=generator)
+        return out + amount * torch.randn(x.shape, generator=generator)
+
+    def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Noisy latents (n, 8, L, 16, 16), velocity wanted, noise levels (n, L), token ids and mask (n, TOKENS)."""
+        image = step % 4 == 3  # single frames are cheap, and teach what the words look like
+        n, length = (self.batch * 3, 1) if image else (self.batch, WINDOW)
+        i = torch.randint(self.latents.shape[0], (n,), generator=generator)
+        w = torch.randint(self.latents.shape[1], (n,), generator=generator)
+        x = self.latents[i, w].float()
+        if image:  # latent 0 of a window is a single frame
+            x = x[:, :, :1]
+        drop = torch.rand(n, 1, generator=generator) < 0.1
+        ids, mask = (
+            torch.where(drop, self.empty[0], self.ids[i]),
+            torch.where(drop, self.empty[1], self.mask[i]),
+        )
+        sigma = self.noise_levels(n, length, generator)
+        noise = torch.randn(x.shape, generator=generator)
+        s = sigma.view(n, 1, length, 1, 1)
+        shaken = self.worn(x, generator)
+        noisy = torch.where(s > 0, (1 - s) * x + s * noise, shaken)
+        return noisy, noise - x, sigma, ids, mask
+
+    def loss(self, step: int, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean squared error of the velocity on the noisy frames."""
+        noisy, wanted, sigma, ids, mask = batch
+        velocity = self.module(noisy, sigma, self.module.encode(ids, mask)).float()
+        weight = (sigma > 0).float()[:, None, :, None, None].expand_as(noisy)
+        loss = ((velocity - wanted).square() * weight).sum() / weight.sum()
+        return loss, {"loss": loss}
+
+
+@torch.no_grad()
+def sample(
+    model: Blueprint,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    *,
+    length: int = WINDOW,
+    context: Tensor | None = None,
+    steps: int = 10,
+    guidance: float = 2.5,
+    seed: int = 0,
+) -> Tensor:
+    """Euler sampling of normalised latents (B, 8, length, 16, 16), for looking at while training."""
+    n = len(prompts)
+    text = model.encode(*tokenize(tokenizer, [*prompts, *[""] * n]))
+    x = torch.randn(n, CHANNELS, length, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+    grid = torch.linspace(1, 0, steps + 1)
+    grid = SHIFT * grid / (1 + (SHIFT - 1) * grid)
+    for a, b in pairwise(grid):
+        sigma = torch.full((n, length), float(a))
+        if context is not None:
+            x[:, :, :CONTEXT] = context
+            sigma[:, :CONTEXT] = 0
+        v = model(x.repeat(2, 1, 1, 1, 1), sigma.repeat(2, 1), text)
+        conditional, free = v.chunk(2)
+        x = x + (b - a) * (free + guidance * (conditional - free))
+    if context is not None:
+        x[:, :, :CONTEXT] = context
+    return x
+
+
+def captions_of(root: Path) -> list[str]:
+    """Captions of every clip, in the order of the shards."""
+    import json
+
+    from facelock.miniature import data
+
+    return [c for s in data.shards("clips", root) for c in json.loads(str(s["captions"]))]
+
+
+def normalise(latents: Tensor) -> tuple[Tensor, list[float], list[float]]:
+    """Unit statistics per latent channel; returns them for the VAE's config too."""
+    mean, deviation = latents.mean((0, 1, 3, 4, 5)), latents.std((0, 1, 3, 4, 5))
+    shape = (1, 1, -1, 1, 1, 1)
+    return (latents - mean.view(shape)) / deviation.view(shape), mean.tolist(), deviation.tolist()

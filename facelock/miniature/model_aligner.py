@@ -1,0 +1,218 @@
+"""The miniature's aligner: analysis by synthesis, in inswapper's format.
+
+Three learned networks around a fixed decoder, as 3-D morphable model methods have it (Blanz & Vetter 1999; Thies et
+al. 2016, arXiv:2007.14808; deferred neural rendering, Thies et al. 2019, arXiv:1904.12356):
+
+1. :class:`Reader` reads pose, expression, gaze, light, glasses and beard off the crop, never the identity;
+2. :class:`IdentityReader` reads the face's parameters off the identity embedding alone;
+3. the world's own differentiable renderer draws that face in that moment (``world.Portrait.draw_face``);
+4. :class:`Compositor`, a small U-Net, decides where the drawing replaces the crop, and corrects its colours.
+
+All three are trained with the renderer's exact labels and pairs. What this means for figures is said in the model
+card: the decoder knows the world, so a learned decoder would do worse; the identity still travels only through the
+512 numbers of the embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from facelock.miniature import world
+from facelock.miniature.parameters import IDENTITY, Params
+from facelock.nets.modulated import Modulated
+from facelock.nets.recogniser import Residual, _down
+
+SIDE = 128
+HAIRLINE = 24
+"""Row of the crop above which hair may hang; the drawing has none."""
+MOMENT = (
+    "yaw",
+    "pitch",
+    "roll",
+    "scale",
+    "tx",
+    "ty",
+    "open",
+    "smile",
+    "blink",
+    "gaze_x",
+    "gaze_y",
+    "brow_raise",
+    "light_x",
+    "light_y",
+    "ambient",
+    "intensity",
+    "temperature",
+)
+"""What the reader estimates of the moment, in the crop's own frame units."""
+LOOK = (
+    "glasses",
+    "glasses_r",
+    "glasses_square",
+    "beard",
+    "hair_r",
+    "hair_g",
+    "hair_b",
+    "gl_r",
+    "gl_g",
+    "gl_b",
+)
+"""And of the look: worn or not (±1), sizes, colours."""
+OUTPUTS = (*MOMENT, *LOOK)
+
+
+class Reader(nn.Module):
+    """(B, 3, 128, 128) crop in [0, 1] → (B, len(OUTPUTS)) values, de-standardised."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        w = width
+        self.features = nn.Sequential(
+            _down(3, w, 5),
+            Residual(w),
+            _down(w, 2 * w),
+            Residual(2 * w),
+            Residual(2 * w),
+            _down(2 * w, 4 * w),
+            Residual(4 * w),
+            nn.Conv2d(4 * w, 48, 1),
+            nn.PReLU(48),
+        )
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(48 * 64, 192), nn.PReLU(192), nn.Linear(192, len(OUTPUTS))
+        )
+        self.register_buffer("mean", torch.zeros(len(OUTPUTS)))
+        self.register_buffer("deviation", torch.ones(len(OUTPUTS)))
+
+    def standard(self, crops: Tensor) -> Tensor:
+        """Standardised values, what training compares."""
+        return self.head(self.features(F.avg_pool2d(crops, 2) * 2 - 1))
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Values in the renderer's own units."""
+        return self.standard(crops) * self.get_buffer("deviation") + self.get_buffer("mean")
+
+
+class IdentityReader(nn.Module):
+    """(B, 512) unit-norm identity embedding → (B, V) identity parameters in the scale of ``identity_vector``."""
+
+    def __init__(self, lift: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("lift", torch.zeros(512, 64) if lift is None else lift.clone())
+        self.net = nn.Sequential(
+            nn.Linear(64, 384), nn.SiLU(), nn.Linear(384, 384), nn.SiLU(), nn.Linear(384, len(IDENTITY))
+        )
+
+    def forward(self, source: Tensor) -> Tensor:
+        """The parameters, each about in [-1, 1]."""
+        return self.net(source @ self.get_buffer("lift") * 8.0)
+
+
+def face_parameters(vector: Tensor) -> Params:
+    """Identity vector (B, V) → renderer parameters, clamped to their ranges."""
+    out: Params = {}
+    for i, (name, (lo, hi)) in enumerate(IDENTITY.items()):
+        x = vector[:, i]
+        if name in ("freckles", "mole"):
+            out[name] = torch.where(
+                x > 0.2, ((x + 0.6) / 2 - 0.6).clamp(min=0.02) / 0.4, torch.full_like(x, -1.0)
+            ).clamp(max=1.0)
+        else:
+            out[name] = ((x.clamp(-1, 1) + 1) / 2) * (hi - lo) + lo
+    return out
+
+
+def coverage_around(alpha: Tensor) -> Tensor:
+    """Mean coverage of the 13 × 13 pixels around each: below 1 near the outline."""
+    return F.avg_pool2d(alpha, 13, 1, 6)
+
+
+class Compositor(nn.Module):
+    """Where the drawn face replaces the crop, and what is left to correct: a U-Net at a quarter of the side."""
+
+    def __init__(
+        self,
+        channels: int = 32,
+        deep: int = 3,
+        embedding: int = 512,
+        condition: int = 96,
+        trust: float = 1.0,
+    ) -> None:
+        """``trust`` in the drawing away from its outline: 1 for the aligner, 0 for the restorer."""
+        super().__init__()
+        self.trust = trust
+        c = channels
+        self.condition = nn.Sequential(nn.Linear(embedding, condition), nn.SiLU())
+        self.enter = nn.Conv2d(7 * 16, c, 3, padding=1)
+        self.shallow_in = Modulated(c, condition)
+        self.down = nn.Conv2d(c, 2 * c, 3, 2, 1)
+        self.deep = nn.ModuleList([Modulated(2 * c, condition) for _ in range(deep)])
+        self.up = nn.Conv2d(2 * c, 4 * c, 1)
+        self.shallow_out = nn.ModuleList([Modulated(c, condition) for _ in range(2)])
+        self.leave = nn.Conv2d(c, 4 * 16, 3, padding=1)
+        below = ((torch.arange(SIDE) - HAIRLINE) / 12).clamp(0, 1).view(1, 1, SIDE, 1)
+        self.register_buffer("below_hair", below, persistent=False)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, crop: Tensor, drawn: Tensor, alpha: Tensor, source: Tensor) -> Tensor:
+        """(B, 3, S, S) crop, drawing and its coverage (B, 1, S, S) → (B, 3, S, S)."""
+        condition = self.condition(source * 22.6)
+        packed = F.pixel_unshuffle(torch.cat([crop * 2 - 1, drawn * 2 - 1, alpha * 2 - 1], 1), 4)
+        a = self.shallow_in(self.enter(packed), condition)
+        h = self.down(a)
+        for block in self.deep:
+            h = block(h, condition)
+        h = F.pixel_shuffle(self.up(h), 2) + a
+        for block in self.shallow_out:
+            h = block(h, condition)
+        change = F.pixel_shuffle(self.leave(h), 4)
+        mask = torch.sigmoid(change[:, 3:] + alpha * 8 - 4)
+        # Trained on blurred pictures, the mask hedges between crop and drawing, which fades eyes and mouth. Away from
+        # the outline, and below the hair, the aligner has nothing to blend: the drawing is taken as it is.
+        inner = ((coverage_around(alpha) - 0.55) / 0.45).clamp(0, 1) * self.below_hair * self.trust
+        return crop + torch.maximum(mask, inner) * (drawn + change[:, :3] * (1 - inner) - crop)
+
+
+class ModelAligner(nn.Module):
+    """inswapper's: ``target`` (B, 3, 128, 128) in [0, 1], ``source`` (B, 512) unit norm → (B, 3, 128, 128)."""
+
+    def __init__(self, lift: Tensor | None = None) -> None:
+        super().__init__()
+        self.reader, self.identity, self.compositor = Reader(), IdentityReader(lift), Compositor()
+
+    def draw(self, target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """The reference's face in the crop's moment, and its coverage."""
+        values = self.reader(target)
+        v = {name: values[:, i] for i, name in enumerate(OUTPUTS)}
+        # Where the eyes cannot be read, the reader says the mean of open and shut: open it is, unless it is sure.
+        v["blink"] = ((v["blink"] - 0.45) / 0.45).clamp(0, 1)
+        return draw_face(face_parameters(self.identity(source)), v)
+
+    def forward(self, target: Tensor, source: Tensor) -> Tensor:
+        """Repaint ``target`` with the identity of ``source``."""
+        drawn, alpha = self.draw(target, source)
+        return self.compositor(target, drawn, alpha, source)
+
+
+class _Face(world.Portrait):
+    """A portrait whose glasses have a colour of their own instead of a named one."""
+
+    def glasses_colour(self) -> Tensor:
+        """(B, 3)."""
+        return torch.cat([self.look[k].view(-1, 1) for k in ("gl_r", "gl_g", "gl_b")], 1).clamp(0, 1)
+
+
+def draw_face(face: Params, values: Params) -> tuple[Tensor, Tensor]:
+    """Draw ``face`` with the reader's values: (B, 3, 128, 128) and coverage (B, 1, 128, 128)."""
+    now = {k: values[k] for k in MOMENT}
+    now["scale"] = now["scale"].clamp(0.3, 3.0)
+    look = {k: values[k] for k in LOOK}
+    for k in ("hair_r", "hair_g", "hair_b"):
+        look[k] = look[k].clamp(0, 1)
+    zero = torch.zeros_like(values["yaw"])
+    look["hair_style"] = zero
+    rays = world.frame_rays(values["yaw"].shape[0], SIDE, values["yaw"].device)
+    return _Face(face, look, now, rays).draw_face()

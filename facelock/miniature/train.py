@@ -1,0 +1,348 @@
+"""The commands of ``python -m facelock.miniature``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facelock.assets import asset_dir
+from facelock.miniature import data
+from facelock.miniature.bundled import load_bundled
+from facelock.miniature.trainer import Task, Trainer, averaged
+
+log = logging.getLogger(__name__)
+
+ORDER = (
+    "recogniser",
+    "judge",
+    "vae",
+    "detector",
+    "reader",
+    "identity_reader",
+    "aligner",
+    "restorer",
+    "upscaler",
+    "blueprint",
+)
+SETS = {"faces": 16, "judge": 4, "heldout": 2, "frames": 6, "clips": 14}
+OFFSETS = (0, 8)
+"""First frames of the 17-frame windows that a clip is encoded at."""
+STEPS = {
+    "recogniser": 1700,
+    "judge": 4000,
+    "detector": 3400,
+    "vae": 11800,
+    "reader": 5000,
+    "identity_reader": 3000,
+    "aligner": 2500,
+    "restorer": 600,
+    "upscaler": 1000,
+    "blueprint": 7900,
+}
+
+
+MADE_OF = {
+    "aligner": ("reader", "identity_reader"),
+    "restorer": ("reader", "identity_reader"),
+    "blueprint": ("vae",),
+}
+"""Exported file → other parts that are in it."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where training reads and writes, and on which device."""
+
+    root: Path
+    device: str = "cpu"
+
+    @property
+    def pool(self) -> Path:
+        """Rendered sets."""
+        return self.root / "pool"
+
+    def folder(self, part: str) -> Path:
+        """Training state of a part."""
+        return self.root / "train" / part
+
+    def recogniser(self) -> nn.Module:
+        """The trained, whitened recogniser of the lock."""
+        return self._whitened("recogniser", "faces")
+
+    def judge(self) -> nn.Module:
+        """The trained, whitened judge."""
+        return self._whitened("judge", "judge")
+
+    def _whitened(self, part: str, kind: str) -> nn.Module:
+        from facelock.miniature.recognition import FacePool, RecognitionTask, whiten
+
+        task = RecognitionTask(part, self.pool, 1)
+        net = averaged(self.folder(part), task.module)["net"]  # type: ignore[index]
+        path = self.folder(part) / "whiten.safetensors"
+        from safetensors.torch import load_file, save_file
+
+        if (
+            not path.is_file()
+            or path.stat().st_mtime < (self.folder(part) / "state.safetensors").stat().st_mtime
+        ):
+            whiten(net, FacePool(kind, self.pool))
+            save_file({"weight": net.whiten.weight.data, "bias": net.whiten.bias.data}, path)
+        net.whiten.load_state_dict(load_file(path))
+        return net
+
+    def vae(self) -> nn.Module:
+        """The trained autoencoder, or the one that ships, accelerated on a CPU."""
+        from facelock.blueprint.wan_vae_cpu import accelerate_vae
+        from facelock.miniature.vae import make_vae
+
+        if (self.folder("vae") / "state.safetensors").is_file():
+            vae = averaged(self.folder("vae"), make_vae())
+        else:
+            log.info("no autoencoder was trained here: taking the one that ships")
+            vae = load_bundled("vae", make_vae()).eval()
+        if self.device == "cpu":
+            accelerate_vae(vae)  # type: ignore[arg-type]
+        return vae.to(self.device)
+
+    def latents(self) -> Tensor:
+        """Latents of every clip, encoded once."""
+        from safetensors.torch import load_file, save_file
+
+        from facelock.miniature.vae import ClipPool, encode_clips
+
+        path = self.folder("vae") / "latents.safetensors"
+        if not path.is_file():
+            log.info("encoding the clips")
+            save_file({"latents": encode_clips(self.vae(), ClipPool(self.pool), OFFSETS).half()}, path)
+        return load_file(path)["latents"].float()
+
+
+def make_task(part: str, shop: Workshop, steps: int) -> Any:
+    """Build the training task of ``part``; what it depends on must be trained already."""
+    if part in ("recogniser", "judge"):
+        from facelock.miniature.recognition import RecognitionTask
+
+        return RecognitionTask(part, shop.pool, steps)
+    if part == "detector":
+        from facelock.miniature.detection import DetectionTask
+
+        return DetectionTask(shop.pool, steps)
+    if part == "vae":
+        from facelock.miniature.vae import VaeTask
+
+        return VaeTask(shop.pool, steps, shop.device)
+    if part == "reader":
+        from facelock.miniature.alignment import ReaderTask
+
+        return ReaderTask(shop.pool, steps)
+    if part == "identity_reader":
+        from facelock.miniature.alignment import IdentityReaderTask
+
+        return IdentityReaderTask(shop.pool, shop.recogniser(), steps)  # type: ignore[arg-type]
+    if part in ("aligner", "restorer"):
+        return _alignment_task(part, shop, steps)
+    if part == "upscaler":
+        from facelock.miniature.upscaling import UpscalingTask
+
+        return UpscalingTask(steps, device=shop.device)
+    from facelock.miniature.diffusion import DiffusionTask, captions_of, normalise
+    from facelock.miniature.vae import fit_round_trip
+
+    latents, mean, deviation = normalise(shop.latents())
+    trip = fit_round_trip(shop.vae(), latents, mean, deviation)
+    return DiffusionTask(latents, captions_of(shop.pool), steps, trip=trip)
+
+
+def build_set(shop: Workshop, kind: str, count: int | None) -> None:
+    """Render a set; ``decoded`` needs the trained autoencoder, the others nothing."""
+    if kind != "decoded":
+        data.build(kind, count or SETS[kind], shop.pool, shop.device)
+        return
+    from facelock.miniature.vae import build_decoded
+
+    build_decoded(shop.vae(), shop.latents(), OFFSETS, shop.pool)
+
+
+def _alignment_task(part: str, shop: Workshop, steps: int) -> Task:
+    from facelock.miniature.alignment import AlignmentTask
+
+    task = AlignmentTask(part, shop.pool, shop.recogniser(), steps)  # type: ignore[arg-type]
+    if part == "restorer":
+        averaged(shop.folder("aligner"), task.module)
+    averaged(shop.folder("reader"), task.module.reader)  # type: ignore[arg-type]
+    averaged(shop.folder("identity_reader"), task.module.identity)  # type: ignore[arg-type]
+    task.module.train()
+    return task
+
+
+def export(shop: Workshop, parts: tuple[str, ...], models: Path) -> None:
+    """Write the trained parts to ``models/miniature`` and the catalog."""
+    from facelock.miniature import export as out
+
+    folder = models / "miniature"
+    writers: dict[str, Callable[[], Any]] = {
+        "recogniser": lambda: out.export_recogniser(shop.recogniser(), folder),
+        "judge": lambda: out.export_judge(shop.judge(), folder),
+        "detector": lambda: out.export_detector(averaged(shop.folder("detector"), _net("detector")), folder),
+        "aligner": lambda: out.export_swapper(_swapper(shop, "aligner"), folder / "aligner.onnx"),
+        "restorer": lambda: out.export_swapper(_swapper(shop, "restorer"), folder / "restorer.onnx"),
+        "upscaler": lambda: out.export_upscaler(averaged(shop.folder("upscaler"), _net("upscaler")), folder),
+        "blueprint": lambda: _export_blueprint(shop, folder),
+    }
+    learned = [part for part in ORDER if (shop.folder(part) / "state.safetensors").is_file()]
+    for part in parts:
+        if part in writers and {part, *MADE_OF.get(part, ())} & {*learned}:
+            log.info("exporting %s", part)
+            writers[part]()
+    record_training(shop, models, parts)
+    out.write_catalog(models, evaluate(shop))
+
+
+def trained(models: Path) -> dict[str, list[dict[str, Any]]]:
+    """What each part that ships went through: part → its sittings, oldest first."""
+    path = models / "miniature" / "training.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def record_training(shop: Workshop, models: Path, parts: Sequence[str]) -> None:
+    """Write beside the models what each exported part went through: the states themselves do not ship."""
+    from safetensors import safe_open
+
+    known = trained(models)
+    for part in (p for p in parts if (shop.folder(p) / "state.safetensors").is_file()):
+        with safe_open(shop.folder(part) / "state.safetensors", "pt") as file:
+            meta = file.metadata()
+        last = (json.loads(meta["history"]) or [{}])[-1]
+        said = {k: float(f"{v:.4g}") for k, v in last.items() if k != "step"}
+        known[part] = [*json.loads(meta["origin"]), {"steps": int(meta["step"]), "last": said}]
+    (models / "miniature" / "training.json").write_text(json.dumps(known, indent=1) + "\n")
+
+
+def _net(kind: str) -> nn.Module:
+    from facelock.nets.compact_sr import CompactSR
+    from facelock.nets.scrfd import Scrfd
+
+    return {"detector": Scrfd, "upscaler": CompactSR}[kind]()
+
+
+def _swapper(shop: Workshop, part: str) -> nn.Module:
+    """The compositor of ``part`` around the latest readers, which may have learned on; else as they ship."""
+    from facelock.miniature.model_aligner import ModelAligner
+
+    net = ModelAligner()
+    net.compositor.trust = 1.0 if part == "aligner" else 0.0
+    for name, module in ((part, net), ("reader", net.reader), ("identity_reader", net.identity)):
+        if (shop.folder(name) / "state.safetensors").is_file():
+            averaged(shop.folder(name), module)
+        elif name == part:
+            load_bundled(part, net)
+    return net.eval()
+
+
+def _export_blueprint(shop: Workshop, folder: Path) -> None:
+    from facelock.miniature import export as out
+    from facelock.miniature.diffusion import Blueprint, make_tokenizer, normalise
+    from facelock.miniature.vae import make_vae
+
+    _, mean, deviation = normalise(shop.latents())
+    vae = make_vae(mean, deviation)
+    vae.load_state_dict(shop.vae().cpu().state_dict())
+    tokenizer = make_tokenizer()
+    model = Blueprint(len(tokenizer))
+    if (shop.folder("blueprint") / "state.safetensors").is_file():
+        averaged(shop.folder("blueprint"), model)
+    else:
+        load_bundled("blueprint", model)
+    out.export_blueprint(vae, model, tokenizer, folder)
+
+
+def evaluate(shop: Workshop) -> dict[str, dict[str, float]]:
+    """Held-out verification figures of the exported recognisers, clean and degraded.
+
+    The thresholds that ship come from the degraded ones.
+    """
+    from facelock.miniature.cards import encoders
+    from facelock.miniature.recognition import FacePool, verification
+
+    pool, figures = FacePool("heldout", shop.pool), {}
+    for part, embed in encoders().items():
+        figures[part] = verification(embed, pool, blur=True)
+        for kind, found in (("clean", verification(embed, pool)), ("degraded", figures[part])):
+            log.info("%s %s %s", part, kind, json.dumps({k: round(v, 4) for k, v in found.items()}))
+    return figures
+
+
+def train(shop: Workshop, part: str, steps: int | None, seed: int, bundled: bool = False) -> None:
+    """Train one part to its last step, resuming what was saved.
+
+    With ``bundled`` and nothing saved, it starts from the weights that ship, at half the learning rate.
+    """
+    task, origin = make_task(part, shop, steps or STEPS[part]), list[Any]()
+    if bundled:
+        load_bundled(part, task.module)
+        task.rate, origin = task.rate / 2, trained(asset_dir("models")).get(part, [])
+    Trainer(task, shop.folder(part), device=shop.device, seed=seed, origin=origin).run()
+    if part == "vae":
+        build_set(shop, "decoded", None)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of ``python -m facelock.miniature``."""
+    parser = argparse.ArgumentParser(prog="python -m facelock.miniature", description=__doc__)
+    parser.add_argument(
+        "--root", type=Path, default=Path("work/miniature"), help="folder of sets and training states"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads of this process; 1 where several share a machine"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    p = commands.add_parser("data", help="render the training sets")
+    p.add_argument("kind", choices=[*SETS, "decoded", "all"])
+    p.add_argument("--shards", type=int)
+    p = commands.add_parser("train", help="train one part, or all in order; resumes")
+    p.add_argument("part", choices=[*ORDER, "all"])
+    p.add_argument("--steps", type=int)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument(
+        "--bundled", action="store_true", help="start from the weights that ship, not from scratch"
+    )
+    p = commands.add_parser("export", help="write trained parts to models/miniature and the catalog")
+    p.add_argument("parts", nargs="*", choices=[[], *ORDER], default=[])
+    commands.add_parser("cards", help="measure the exported models and write their model cards")
+    commands.add_parser("evaluate", help="held-out figures of the recognisers")
+    p = commands.add_parser("samples", help="render the sample faces")
+    p.add_argument("folder", type=Path, nargs="?", default=Path("samples/faces"))
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    shop = Workshop(args.root, args.device)
+    if args.command == "data":
+        for kind in SETS if args.kind == "all" else (args.kind,):
+            build_set(shop, kind, args.shards)
+    elif args.command == "train":
+        for part in ORDER if args.part == "all" else (args.part,):
+            train(shop, part, args.steps, args.seed, args.bundled)
+    elif args.command == "export":
+        export(shop, tuple(args.parts) or ORDER, asset_dir("models"))
+    elif args.command == "cards":
+        from facelock.miniature import cards
+
+        cards.write(
+            asset_dir("models"), trained(asset_dir("models")), cards.measure(shop.pool, evaluate(shop))
+        )
+    elif args.command == "samples":
+        from facelock.miniature import samples
+
+        samples.write(args.folder)
+    else:
+        evaluate(shop)

@@ -1,0 +1,185 @@
+"""One training loop for every part: seeded, resumable, with an exponential moving average, on a CPU or a GPU."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+Batch = Tensor | Sequence[Any]
+"""Tensors, nested in tuples or lists as a task likes."""
+
+
+class Task(Protocol):
+    """What a part needs to be trained."""
+
+    name: str
+    module: nn.Module
+    """Everything that learns, in training's own shape."""
+    steps: int
+    rate: float
+    bf16: bool
+
+    def draw(self, step: int, generator: torch.Generator) -> Batch:
+        """Draw a batch, and all else that is random, on the CPU: a seed means the same on every device."""
+        ...
+
+    def loss(self, step: int, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch that was moved to the module's device, and figures to log."""
+        ...
+
+
+@dataclass
+class Schedule:
+    """Linear warm-up, then a cosine to 1 % of the peak."""
+
+    peak: float
+    steps: int
+    warmup: int = 150
+
+    def __call__(self, step: int) -> float:
+        ramp = min(1.0, (step + 1) / self.warmup)
+        done = min(1.0, step / max(self.steps, 1))
+        return self.peak * ramp * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Trainer:
+    """Runs a :class:`Task` to its last step, saving ``state.safetensors`` in ``folder`` as it goes."""
+
+    def __init__(
+        self,
+        task: Task,
+        folder: Path,
+        *,
+        device: str = "cpu",
+        save_every: float = 60.0,
+        seed: int = 0,
+        origin: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        """``origin`` tells what the weights that ``task`` starts with went through; it is kept with the state."""
+        self.task, self.folder, self.device, self.seed = task, folder, device, seed
+        self.save_every, self.origin = save_every, list(origin)
+        task.module.to(device)
+        self.params = {n: p for n, p in task.module.named_parameters() if p.requires_grad}
+        self.average = {n: v.detach().clone() for n, v in task.module.state_dict().items()}
+        self.optimiser = torch.optim.AdamW(
+            self.params.values(), lr=task.rate, weight_decay=1e-3, betas=(0.9, 0.98)
+        )
+        self.schedule = Schedule(task.rate, task.steps)
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        if (folder / "state.safetensors").is_file():
+            self._load()
+
+    def run(self, on_save: Callable[[int], None] | None = None, until: int | None = None) -> None:
+        """Train to the last step (or to ``until``), continuing from whatever was saved."""
+        last = min(self.task.steps, until or self.task.steps)
+        started = saved = time.monotonic()
+        first, window = self.step, list[dict[str, Tensor]]()
+        while self.step < last:
+            window.append(self._update())
+            self.step += 1
+            if self.step % 100 == 0:
+                figures = {k: float(sum(w[k] for w in window)) / len(window) for k in window[-1]}
+                self.history.append({"step": self.step} | figures)
+                left = (time.monotonic() - started) / (self.step - first) * (last - self.step)
+                text = " ".join(f"{k} {v:.4f}" for k, v in figures.items())
+                log.info("%s %d/%d %s (%.0f s left)", self.task.name, self.step, last, text, left)
+                window = []
+            if time.monotonic() - saved > self.save_every or self.step == last:
+                self._save()
+                saved = time.monotonic()
+                if on_save:
+                    on_save(self.step)
+
+    def _update(self) -> dict[str, Tensor]:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.schedule(self.step)
+        generator = torch.Generator().manual_seed(self.seed * 10_000_019 + self.step)
+        batch = moved(self.task.draw(self.step, generator), self.device)
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.task.bf16):
+            loss, figures = self.task.loss(self.step, batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.params.values(), 1.0)
+        self.optimiser.step()
+        self._average()
+        return {k: v.detach() for k, v in figures.items()}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        keep = min(0.997, (self.step + 1) / (self.step + 20))
+        for name, value in self.task.module.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - keep)
+            else:
+                self.average[name].copy_(value)
+
+    def _save(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"model.{n}": v for n, v in self.task.module.state_dict().items()}
+        tensors |= {f"average.{n}": v for n, v in self.average.items()}
+        for n, p in self.params.items():
+            state = self.optimiser.state.get(p)
+            if state:
+                tensors[f"first.{n}"], tensors[f"second.{n}"] = state["exp_avg"], state["exp_avg_sq"]
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        meta = {
+            "step": str(self.step),
+            "history": json.dumps(self.history),
+            "origin": json.dumps(self.origin),
+        }
+        temporary = self.folder / "state.part"
+        save_file(tensors, temporary, metadata=meta)
+        temporary.rename(self.folder / "state.safetensors")
+
+    def _load(self) -> None:
+        from safetensors import safe_open
+
+        path = self.folder / "state.safetensors"
+        with safe_open(path, "pt") as f:
+            meta = f.metadata()
+        tensors = load_file(path, device=self.device)
+        pick = lambda prefix: {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
+        self.task.module.load_state_dict(pick("model."))
+        self.average = pick("average.")
+        first, second = pick("first."), pick("second.")
+        self.step, self.history = int(meta["step"]), json.loads(meta["history"])
+        self.origin = json.loads(meta["origin"])
+        for n, p in self.params.items():
+            if n in first:
+                self.optimiser.state[p] = {
+                    "step": torch.tensor(float(self.step)),
+                    "exp_avg": first[n],
+                    "exp_avg_sq": second[n],
+                }
+
+
+def moved(batch: Any, device: str | torch.device) -> Any:
+    """A batch on ``device``."""
+    return batch.to(device) if isinstance(batch, Tensor) else tuple(moved(part, device) for part in batch)
+
+
+def in_float32(device: torch.device) -> AbstractContextManager[Any]:
+    """Holds autocast off, where ``device`` knows it at all."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
+def averaged(folder: Path, module: nn.Module) -> nn.Module:
+    """Load the averaged weights of a training folder into ``module`` and set it to evaluation."""
+    tensors = load_file(folder / "state.safetensors")
+    module.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("average.")})
+    return module.eval()

@@ -1,0 +1,1 @@
+"""Plain network architectures of ours, each with its source. No weights, no training, no file formats."""

@@ -1,0 +1,231 @@
+"""The loop that chains the stages: blueprint → lock → restore → judge, one chunk at a time.
+
+::
+
+    pipeline = Pipeline.from_recipe("miniature", device="auto")    # models stay loaded
+    clip = pipeline.generate("a woman talking", "maria.png", seconds=10, seed=1)
+    clip.save("clip.mp4")
+
+Nothing flows back but the locked tail, which is the next chunk's context, so memory does not depend on the
+clip's length. Knows no model: the stages come in as :class:`Parts`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from facelock.errors import InputError
+from facelock.job import Job, Span, check_size, plan_chunks
+from facelock.journal import Resume, Tail
+from facelock.parts import Parts
+from facelock.protocols import Progress
+from facelock.recipe import Recipe, load_recipe, vocabulary_warnings
+from facelock.runtime import derive_seed
+from facelock.steps import Steps
+from facelock.types import AlignRecord, Chunk, ChunkRecords, Identity
+
+if TYPE_CHECKING:
+    from facelock.clip import Clip
+
+logger = logging.getLogger(__name__)
+
+Reference = "str | Path | Image | Identity"
+"""What stands for one character: a picture's path, an open PIL picture, or an identity already built."""
+Aligned = tuple[Tensor, Sequence[AlignRecord]]
+
+
+@dataclass(frozen=True)
+class Made:
+    """One finished chunk, with all that the next one and the journal need."""
+
+    span: Span
+    chunk: Chunk
+    tail: Tail
+    """What the next chunk continues from."""
+    records: ChunkRecords
+
+
+class Pipeline:
+    """Stages, loaded once and reused for any number of clips."""
+
+    def __init__(self, recipe: Recipe, parts: Parts) -> None:
+        self.recipe = recipe
+        self.parts = parts
+
+    @classmethod
+    def from_recipe(cls, recipe: str | Path | Recipe = "miniature", device: str = "auto") -> Pipeline:
+        """Build the pipeline that a recipe describes; ``device`` is auto, cpu, cuda or cuda:N.
+
+        Models are looked up and checked now and loaded when first needed. Raises ``ConfigError``,
+        ``ModelError``, ``DeviceError``.
+        """
+        from facelock.assembly import Assembly
+
+        recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+        return cls(recipe, Assembly(recipe, device))
+
+    @property
+    def fps(self) -> Fraction:
+        """Frames per second, exact."""
+        return self.recipe.blueprint.fps
+
+    def identities(
+        self, references: Any | Sequence[Any], faces: Sequence[int | None] = ()
+    ) -> tuple[Identity, ...]:
+        """One identity per reference, in order, with distinct names; ``faces`` picks among several faces."""
+        several = isinstance(references, list | tuple)
+        given: Sequence[Any] = references if several else [references]
+        if not given:
+            raise InputError("No reference is given. Give at least one picture of the face.")
+        picks = [*faces, *[None] * len(given)]
+        taken: list[str] = []
+        cast = []
+        for reference, face in zip(given, picks, strict=False):
+            cast.append(self._identity(reference, face, taken))
+            taken.append(cast[-1].name)
+        return tuple(cast)
+
+    def generate(
+        self,
+        prompt: str,
+        identity: Any | Sequence[Any],
+        *,
+        seconds: float,
+        seed: int = 0,
+        size: int | tuple[int, int] | None = None,
+        lock: bool = True,
+        restore: bool = True,
+        faces: Sequence[int | None] = (),
+        progress: Progress | None = None,
+    ) -> Clip:
+        """Describe a clip; nothing is made until it is iterated or saved. See :func:`facelock.generate`."""
+        shape = (size, size) if isinstance(size, int) else size
+        job = Job(prompt, seconds, seed, shape, lock, restore)
+        return self.clip(job, identity, faces=faces, progress=progress)
+
+    def clip(
+        self,
+        job: Job,
+        identity: Any | Sequence[Any],
+        *,
+        faces: Sequence[int | None] = (),
+        progress: Progress | None = None,
+    ) -> Clip:
+        """Check ``job`` against the recipe, read the references, and describe the clip."""
+        from facelock.clip import Clip
+
+        job.check()
+        check_size(job.size, self.recipe.native_size)
+        job.frame_count(self.fps)
+        for sentence in vocabulary_warnings(self.recipe, job.prompt):
+            logger.warning("%s", sentence)
+        return Clip(self, job, self.identities(identity, faces), progress)
+
+    def run(
+        self,
+        job: Job,
+        identities: Sequence[Identity],
+        *,
+        resume: Resume | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Made]:
+        """Make the clip's chunks in order, from the beginning or from where ``resume`` says.
+
+        The same arguments give the same bytes, whether resumed or not. Raises :class:`FaceLockError`
+        naming chunk and stage when a stage returns something that is not a picture.
+        """
+        resume = resume or Resume()
+        parts, tail, frames = self.parts, resume.tail, job.frame_count(self.fps)
+        size = check_size(job.size, self.recipe.native_size)
+        backbone = parts.backbone
+        plan = plan_chunks(frames, first=backbone.first_chunk, chunk=backbone.chunk)
+        for span in plan[resume.chunks :]:
+            step = Steps(span, frames, progress)
+            context = _anchored(tail, self.recipe.blueprint.anchor) if tail else None
+            seed = derive_seed(job.seed, span.index, "blueprint")
+            raw = step("blueprint", backbone.extend, job.prompt, context, seed=seed, references=identities)
+            raw = raw[: span.length]
+            lock = parts.locker.lock if job.lock else _untouched
+            locked, aligned = step("lock", lock, raw, identities, start=span.start)
+            final, restored = step("restore", self._enlarge, job, locked, identities, span, size)
+            measured = step("judge", self._judge, job, final, raw, identities, span, tail)
+            ended = _last(tail.context if tail else None, locked, backbone.context)
+            tail = Tail(
+                ended, _last(None, final, 1), _last(None, raw, 1), tail.anchor if tail else ended.clone()
+            )
+            records = replace(measured, lock=tuple(aligned), restore=tuple(restored), seconds=step.seconds)
+            yield Made(span, Chunk(final, span.start, self.fps), tail, records)
+
+    def _enlarge(
+        self, job: Job, locked: Tensor, identities: Sequence[Identity], span: Span, size: tuple[int, int]
+    ) -> Aligned:
+        """Stage 3, or the upscaler alone; then the size that was asked for."""
+        if job.restore:
+            final, records = self.parts.restorer.restore(locked, identities, start=span.start)
+        else:
+            final, records = self.parts.upscaler.upscale(locked), ()
+        return resize(final, size), records
+
+    def _judge(
+        self,
+        job: Job,
+        final: Tensor,
+        raw: Tensor,
+        identities: Sequence[Identity],
+        span: Span,
+        tail: Tail | None,
+    ) -> ChunkRecords:
+        """Measure the final frames and, for comparison, the blueprint's own, enlarged plainly."""
+        judge, size, start = self.parts.judge, (int(final.shape[-2]), int(final.shape[-1])), span.start
+        rows = tuple(judge.measure(final, identities, start=start, before=tail.final[0] if tail else None))
+        faces = judge.thumbnails(final, rows, start=start)
+        records = ChunkRecords(start, span.length, ledger=rows, thumbnails=faces)
+        if not job.lock:
+            return records
+        before = resize(self.parts.upscaler.upscale(tail.raw), size)[0] if tail else None
+        plain = resize(self.parts.upscaler.upscale(raw), size)
+        rows = tuple(judge.measure(plain, identities, start=start, before=before))
+        faces = judge.thumbnails(plain, rows, start=start, at=set(faces))
+        return replace(records, ledger_unlocked=rows, thumbnails_unlocked=faces)
+
+    def _identity(self, reference: Any, face: int | None, taken: Sequence[str]) -> Identity:
+        if not isinstance(reference, Identity):
+            reference = self.parts.identity(reference, name=None, face=face)
+        if reference.name not in taken:
+            return reference
+        number = next(n for n in range(2, len(taken) + 3) if f"{reference.name}-{n}" not in taken)
+        return replace(reference, name=f"{reference.name}-{number}")
+
+
+def _untouched(frames: Tensor, _: Sequence[Identity], *, start: int) -> Aligned:
+    """What stands in for the lock when it is left out."""
+    return frames, ()
+
+
+def resize(frames: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tensor:
+    """(T, 3, H, W) frames at ``size`` (height, width), in [0, 1]; themselves when they have it already."""
+    if tuple(frames.shape[-2:]) == tuple(size):
+        return frames
+    return functional.interpolate(frames, size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
+
+
+def _anchored(tail: Tail, share: float) -> Tensor:
+    """The context of the next chunk: the locked tail, with ``share`` of the first chunk's in it."""
+    return torch.lerp(tail.context, tail.anchor, share) if share else tail.context
+
+
+def _last(before: Tensor | None, frames: Tensor, length: int) -> Tensor:
+    """The last ``length`` frames so far, on the CPU in float32: exactly what a journal gives back."""
+    frames = frames[-length:].detach().float().cpu()
+    if before is not None and frames.shape[0] < length:
+        frames = torch.cat([before, frames])[-length:]
+    return frames.clone()

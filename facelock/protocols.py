@@ -1,0 +1,105 @@
+"""The verbs of FaceLock: what a backbone, an aligner, an upscaler, a restorer and a face pack do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from facelock.types import CropSpec, Faces, Identity, Thresholds
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """Stage 1: writes low-resolution frames, chunk by chunk, for any length."""
+
+    size: tuple[int, int]
+    """(height, width) of its frames in pixels."""
+    fps: float
+    chunk: int
+    """New frames per call of :meth:`extend` when a context is given."""
+    first_chunk: int
+    """New frames of the first call, which has no context."""
+    context: int
+    """Frames it continues from."""
+
+    def extend(
+        self, prompt: str, context: Tensor | None, *, seed: int, references: Sequence[Identity] = ()
+    ) -> Tensor:
+        """Return the next frames, (T, 3, H, W) float32 in [0, 1], T = ``chunk`` or ``first_chunk``.
+
+        ``context`` is (self.context, 3, H, W), the locked tail; None for the first chunk. ``seed`` is
+        this chunk's own seed: the same arguments give the same bytes on the same device.
+        """
+        ...
+
+
+@runtime_checkable
+class Aligner(Protocol):
+    """Stage 2: gives crops the reference's identity. A pure function of each crop."""
+
+    crop: CropSpec
+    encoder: str
+    """Id of the encoder whose embedding it takes."""
+
+    def align(self, crops: Tensor, identity: Tensor, strength: float) -> Tensor:
+        """Return (N, 3, S, S) crops in [0, 1]; ``identity`` is (N, D) unit norm, ``strength`` in [0, 2]."""
+        ...
+
+
+@runtime_checkable
+class Upscaler(Protocol):
+    """Stage 3: whole frames, larger."""
+
+    scale: int
+
+    def upscale(self, frames: Tensor) -> Tensor:
+        """(T, 3, H, W) → (T, 3, H·scale, W·scale), both float32 in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class FaceRestorer(Protocol):
+    """Stage 3: brings a face's detail back, told whose face it is."""
+
+    crop: CropSpec
+    encoder: str
+
+    def restore(self, crops: Tensor, identity: Tensor) -> Tensor:
+        """(N, 3, S, S) in [0, 1] and (N, D) unit norm → (N, 3, S, S) in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A recogniser: aligned crops to identity embeddings. The judge is one that no stage optimised."""
+
+    id: str
+    """``"<name>@<first 12 hex of the weights' sha256>"``."""
+    crop: CropSpec
+    thresholds: Thresholds
+
+    def embed_crops(self, crops: Tensor) -> Tensor:
+        """(N, 3, S, S) in [0, 1] → (N, D) float32, unit L2 norm."""
+        ...
+
+
+@runtime_checkable
+class FacePack(Protocol):
+    """Perception shared by lock, restore and the judge: a detector and an encoder."""
+
+    encoder: Encoder
+
+    def detect(self, frames: Tensor) -> Faces:
+        """All faces of (T, 3, H, W) frames; each frame's result depends on that frame alone."""
+        ...
+
+    def embed(self, frames: Tensor, faces: Faces) -> Tensor:
+        """(N, D) float32 unit-norm embeddings of ``faces`` found in ``frames``."""
+        ...
+
+
+Progress = Callable[["str", "int", "int"], None]
+"""``progress(stage, done_frames, total_frames)``; called from the thread that runs the pipeline."""

@@ -1,0 +1,266 @@
+"""The closed loop with toy networks: independent of time, honest about what it did, never worse than it found it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from facelock.closed_loop import Locker, RestoreLoop, assign
+from facelock.errors import InputError
+from facelock.geometry import ARCFACE112, INSWAPPER128, similarity_from_landmarks, warp_crops
+from facelock.types import CropSpec, Faces, Identity, Thresholds
+
+SIDE = 64
+ENCODER = "toy@000000000000"
+RED, GREEN, BLUE = (
+    normalize(torch.tensor(c), dim=0) for c in ((1.0, 0.1, 0.1), (0.1, 1.0, 0.1), (0.1, 0.1, 1.0))
+)
+EYES = torch.tensor(ARCFACE112.template) * (20 / 112)
+"""A face of about 20 pixels, at the origin."""
+
+
+@dataclass
+class Encoder:
+    """The mean colour of the crop's middle."""
+
+    id: str = ENCODER
+    crop: CropSpec = ARCFACE112
+    thresholds: Thresholds = Thresholds(0.7, 0.8, 0.9)  # noqa: RUF009 - frozen
+
+    def embed_crops(self, crops: Tensor) -> Tensor:
+        return normalize(crops[..., 30:80, 30:80].mean((2, 3)) + 1e-3, dim=1)
+
+
+@dataclass
+class Pack:
+    """Finds a face at each of ``places`` whose middle is bright; places are in shares of the frame."""
+
+    places: tuple[tuple[float, float], ...] = ((0.5, 0.5),)
+    encoder: Encoder = field(default_factory=Encoder)
+
+    def detect(self, frames: Tensor) -> Faces:
+        side = frames.shape[-1]
+        scale = side / SIDE
+        frame, points = [], []
+        for index, picture in enumerate(frames):
+            for x, y in self.places:
+                if float(picture[:, int(y * side), int(x * side)].max()) > 0.2:
+                    frame.append(index)
+                    points.append((EYES - 10) * scale + torch.tensor([x, y]) * side)
+        marks = torch.stack(points) if points else torch.zeros(0, 5, 2)
+        low, high = marks.amin(1) - 4 * scale, marks.amax(1) + 4 * scale
+        return Faces(
+            torch.tensor(frame, dtype=torch.long), torch.cat([low, high], 1), marks, torch.ones(len(marks))
+        )
+
+    def embed(self, frames: Tensor, faces: Faces) -> Tensor:
+        crops = warp_crops(frames, faces.frame, similarity_from_landmarks(faces.landmarks, ARCFACE112), 112)
+        return self.encoder.embed_crops(crops)
+
+
+@dataclass
+class Aligner:
+    """Mixes the embedding, taken as a colour, into the crop; ``calls`` remembers strengths and counts."""
+
+    mix: float = 0.6
+    calls: list[tuple[float, int]] = field(default_factory=list)
+    crop: CropSpec = INSWAPPER128
+    encoder: str = ENCODER
+
+    def align(self, crops: Tensor, identity: Tensor, strength: float) -> Tensor:
+        self.calls.append((strength, len(crops)))
+        share = min(1.0, self.mix * strength)
+        return (crops * (1 - share) + share * identity.clamp(0, 1)[..., None, None]).clamp(0, 1)
+
+
+def person(name: str, colour: Tensor) -> Identity:
+    return Identity(name, {ENCODER: colour})
+
+
+def clip(count: int = 7, colour: Tensor = GREEN) -> Tensor:
+    """Frames of one colour that varies from frame to frame, with texture."""
+    draw = torch.Generator().manual_seed(1)
+    shade = 0.4 + 0.5 * torch.rand(count, 1, 1, 1, generator=draw)
+    return (colour.view(3, 1, 1) * shade + 0.1 * torch.rand(count, 3, SIDE, SIDE, generator=draw)).clamp(0, 1)
+
+
+def locker(pack=None, aligner=None, ladder=(1.0, 1.4), target=0.9) -> Locker:
+    return Locker(pack or Pack(), aligner or Aligner(), ladder=ladder, target=target, batch=4)
+
+
+def test_locking_is_a_function_of_each_frame_alone():
+    frames, lock = clip(), locker().lock
+    whole, records = lock(frames, [person("red", RED)])
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    assert torch.equal(lock(frames[order], [person("red", RED)])[0], whole[order])
+    for index in range(7):
+        alone, (record,) = lock(frames[index : index + 1], [person("red", RED)], start=index)
+        assert torch.equal(alone[0], whole[index])
+        assert record == records[index]
+    assert torch.equal(torch.cat([lock(part, [person("red", RED)])[0] for part in frames.split(3)]), whole)
+
+
+def test_records_say_what_was_done():
+    frames = clip(3)
+    _, records = locker().lock(frames, [person("red", RED)], start=40)
+    assert [r.frame for r in records] == [40, 41, 42]
+    assert all(r.character == "red" and r.after > r.before and r.consistency is None for r in records)
+    assert all(r.met == (r.after >= 0.9) for r in records)
+
+
+def test_only_faces_below_the_target_climb():
+    frames = torch.cat([clip(2, GREEN), clip(2, normalize(RED + 0.8 * GREEN, dim=0))])
+    aligner = Aligner(mix=0.45)
+    _, records = locker(aligner=aligner, ladder=(1.0, 1.5, 2.0)).lock(frames, [person("red", RED)])
+    counts = [count for _, count in aligner.calls]
+    assert [strength for strength, _ in aligner.calls] == [1.0, 1.5, 2.0][: len(counts)]
+    assert counts[0] == 4 and sorted(counts, reverse=True) == counts and counts[-1] < 4
+    assert records[2].rung == 0 and records[0].rung > 0
+
+
+def test_the_best_rung_is_kept_and_a_face_never_gets_worse():
+    class Worse(Aligner):
+        def align(self, crops, identity, strength):
+            better = super().align(crops, identity, 1.0)
+            return better if strength == 1.0 else crops * 0 + GREEN.view(3, 1, 1)
+
+    _, records = locker(aligner=Worse(mix=0.3), target=2.0).lock(clip(2), [person("red", RED)])
+    assert [r.rung for r in records] == [0, 0] and not any(r.met for r in records)
+    frames = clip(2, RED)
+
+    class Ruin(Aligner):
+        def align(self, crops, identity, strength):
+            return crops * 0 + GREEN.view(3, 1, 1)
+
+    locked, records = locker(aligner=Ruin(), target=2.0).lock(frames, [person("red", RED)])
+    assert torch.equal(locked, frames)
+    assert all(r.rung == -1 and r.after == r.before for r in records)
+
+
+def test_frames_without_a_face_and_everything_around_one_stay_bit_for_bit():
+    frames = clip(3)
+    frames[1] = 0.05
+    locked, records = locker().lock(frames, [person("red", RED)])
+    assert torch.equal(locked[1], frames[1]) and [r.frame for r in records] == [0, 2]
+    change = (locked - frames).abs().amax((0, 1))
+    assert float(change[20:44, 20:44].max()) > 0.05
+    border = torch.ones(SIDE, SIDE, dtype=torch.bool)
+    border[14:50, 14:50] = False
+    assert float(change[border].max()) == 0
+
+
+def test_no_frames_and_nobody_found():
+    empty, records = locker().lock(torch.zeros(0, 3, SIDE, SIDE), [person("red", RED)])
+    assert empty.shape == (0, 3, SIDE, SIDE) and records == []
+    black = torch.zeros(2, 3, SIDE, SIDE)
+    locked, records = locker().lock(black, [person("red", RED)])
+    assert torch.equal(locked, black) and records == []
+
+
+def test_an_identity_of_another_encoder_is_refused():
+    with pytest.raises(InputError, match="was not embedded by toy@"):
+        locker().lock(clip(1), [Identity("anna", {"other@1": RED})])
+
+
+TWO = ((0.27, 0.5), (0.73, 0.5))
+
+
+def test_two_characters_are_told_apart_by_similarity():
+    frame = torch.zeros(1, 3, SIDE, SIDE)
+    frame[..., : SIDE // 2], frame[..., SIDE // 2 :] = GREEN.view(3, 1, 1), RED.view(3, 1, 1)
+    cast = [person("red", RED), person("green", GREEN)]
+    for frames, left in ((frame, "green"), (frame.flip(-1), "red")):
+        locked, records = locker(Pack(TWO)).lock(frames, cast)
+        assert {r.character for r in records} == {"red", "green"}
+        first = min(records, key=lambda r: r.character != left)
+        assert first.character == left and first.before > 0.9
+        assert float((locked - frames).abs().max()) < 0.3
+
+
+def test_assignment_is_optimal_and_strangers_go_left_to_right():
+    faces = Faces(
+        torch.tensor([0, 0, 0]),
+        torch.tensor([[40.0, 0, 60, 20], [0, 0, 20, 20], [20, 0, 26, 6]]),
+        torch.zeros(3, 5, 2),
+        torch.ones(3),
+    )
+    own = normalize(torch.tensor([[1.0, 0.9, 0], [1.0, 0.2, 0], [0, 0, 1.0]]), dim=1)
+    cast = normalize(torch.tensor([[1.0, 0.3, 0], [0.9, 1.0, 0.0]]), dim=1)
+    index, who = assign(faces, own, cast, 0.5)
+    assert dict(zip(who.tolist(), index.tolist(), strict=True)) == {0: 1, 1: 0}
+    index, who = assign(faces, own, cast, 1.1)  # nobody resembles anybody: the two largest, left to right
+    assert dict(zip(who.tolist(), index.tolist(), strict=True)) == {0: 1, 1: 0}
+    index, who = assign(faces.select(torch.tensor([2])), own[2:], cast, 1.1)
+    assert index.tolist() == [0] and who.tolist() == [0]
+    nobody = faces.select(torch.zeros(0, dtype=torch.long))
+    assert [len(t) for t in assign(nobody, own[:0], cast, 0.5)] == [0, 0]
+
+
+# ------------------------------------------------------------------ restoration
+
+
+@dataclass
+class Upscaler:
+    scale: int = 2
+
+    def upscale(self, frames: Tensor) -> Tensor:
+        return torch.nn.functional.interpolate(frames, scale_factor=self.scale)
+
+
+@dataclass
+class Restorer:
+    """Mixes a colour into the crop: the identity's, or ``paint``."""
+
+    mix: float = 0.2
+    paint: Tensor | None = None
+    crop: CropSpec = INSWAPPER128
+    encoder: str = ENCODER
+
+    def restore(self, crops: Tensor, identity: Tensor) -> Tensor:
+        colour = identity if self.paint is None else self.paint.expand(len(crops), 3)
+        return crops * (1 - self.mix) + self.mix * colour.clamp(0, 1)[..., None, None]
+
+
+def loop(restorer, consistency=0.2, ladder=(1.0, 0.5), target=0.99) -> RestoreLoop:
+    return RestoreLoop(
+        Pack(), Upscaler(), restorer, ladder=ladder, target=target, consistency=consistency, batch=4
+    )
+
+
+def test_restoring_enlarges_and_is_a_function_of_each_frame_alone():
+    frames, restore = clip(5), loop(Restorer()).restore
+    whole, records = restore(frames, [person("red", RED)], start=3)
+    assert whole.shape == (5, 3, 2 * SIDE, 2 * SIDE)
+    assert [r.frame for r in records] == [3, 4, 5, 6, 7]
+    assert all(r.rung >= 0 and r.after > r.before and 0 < r.consistency <= 0.2 for r in records)
+    assert torch.equal(restore(frames.flip(0), [person("red", RED)])[0], whole.flip(0))
+    assert torch.equal(restore(frames[2:3], [person("red", RED)])[0][0], whole[2])
+
+
+def test_a_face_that_no_longer_agrees_with_its_frame_is_not_accepted():
+    frames, cast = clip(2), [person("red", RED)]
+    plain = Upscaler().upscale(frames)
+    strict, records = loop(Restorer(mix=0.9), consistency=0.01).restore(frames, cast)
+    assert torch.equal(strict, plain) and all(r.rung == -1 for r in records)
+    _, full = loop(Restorer(mix=0.9), consistency=1.0).restore(frames, cast)
+    limit = full[0].consistency * 0.75  # the whole is too much, half of it is not
+    _, half = loop(Restorer(mix=0.9), consistency=limit).restore(frames[:1], cast)
+    assert full[0].rung == 0 and half[0].rung == 1 and half[0].consistency <= limit
+
+
+def test_a_face_that_is_less_the_character_is_not_accepted():
+    frames, cast = clip(2, RED), [person("red", RED)]
+    out, records = loop(Restorer(mix=0.5, paint=GREEN), consistency=1.0, target=2.0).restore(frames, cast)
+    assert torch.equal(out, Upscaler().upscale(frames))
+    assert all(r.rung == -1 and r.after == r.before for r in records)
+
+
+def test_without_a_restorer_frames_are_enlarged_and_measured():
+    frames = clip(2)
+    out, records = loop(None).restore(frames, [person("red", RED)])
+    assert torch.equal(out, Upscaler().upscale(frames))
+    assert [r.rung for r in records] == [-1, -1] and records[0].before == records[0].after

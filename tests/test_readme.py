@@ -1,0 +1,111 @@
+"""Every command and snippet of the documentation is run: a page that lies fails here.
+
+What would take hours is run shortened (``SHORTER``), and says so; the README's two first commands are what
+``.ci/run`` runs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "pipelines" / "README.md"]
+SHORTER = {"--seconds 60": "--seconds 3 --identities 2"}
+RUN_BY_CI = ("bash first-clip.sh", "bash run-tests.sh")
+
+
+def blocks(page: Path, *kinds: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for kind, text in found if kind in kinds]
+
+
+def commands(page: Path) -> list[str]:
+    lines = "".join(blocks(page, "bash", "")).replace("\\\n", " ").splitlines()
+    return [stripped for line in lines if (stripped := line.split("  #")[0].strip())]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A user's folder: the samples, and a recipe and a picture of their own."""
+    path = tmp_path_factory.mktemp("user")
+    (path / "samples").symlink_to(ROOT / "samples")
+    (path / "docs").mkdir()
+    (path / "maria.png").write_bytes((ROOT / "samples" / "faces" / "maria.png").read_bytes())
+    (path / "my.toml").write_text((ROOT / "pipelines" / "default.toml").read_text())
+    return path
+
+
+def run(command: list[str], folder: Path) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+def test_the_first_two_commands_are_what_ci_runs():
+    ci = (ROOT / ".ci" / "run").read_text()
+    first = commands(ROOT / "README.md")[:2]
+    assert tuple(first) == RUN_BY_CI
+    assert all(command in ci for command in RUN_BY_CI)
+
+
+def all_commands() -> list[tuple[str, str]]:
+    return [(p.name, c) for p in PAGES for c in commands(p) if c not in RUN_BY_CI]
+
+
+@pytest.mark.parametrize(("page", "command"), all_commands())
+def test_a_command_of_the_documentation_works(page, command, folder):
+    for long, short in SHORTER.items():
+        command = command.replace(long, short)
+    words = shlex.split(command)
+    words[0] = {"python": sys.executable}.get(words[0], words[0])
+    assert words[0] in ("facelock", sys.executable), f"{page}: do not know how to test {command!r}"
+    run(words, folder)
+
+
+def snippets() -> list[tuple[str, str]]:
+    return [(p.name, s) for p in PAGES for s in blocks(p, "python")]
+
+
+@pytest.mark.parametrize(("page", "snippet"), snippets(), ids=lambda v: v.splitlines()[0][:40])
+def test_a_snippet_of_the_documentation_works(page, snippet, folder):
+    if "clip.report.json" in snippet:
+        assert (folder / "clip.report.json").exists(), "the recipe's example has made it"
+    run([sys.executable, "-c", snippet], folder)
+
+
+def training_commands() -> list[str]:
+    text = (ROOT / "docs" / "training.md").read_text()
+    return re.findall(r"`python -m (facelock\.miniature [^`]+)`", text)
+
+
+def test_the_training_commands_exist(monkeypatch, tmp_path):
+    """They take hours: each is parsed and dispatched, with the work itself replaced."""
+    from facelock.miniature import cards, data, samples, train
+
+    called: list[str] = []
+    monkeypatch.setattr(data, "build", lambda kind, *a, **k: called.append(f"data {kind}"))
+    monkeypatch.setattr(train, "train", lambda shop, part, *a: called.append(f"train {part}"))
+    monkeypatch.setattr(train, "export", lambda *a: called.append("export"))
+    monkeypatch.setattr(train, "evaluate", lambda *a: called.append("evaluate"))
+    monkeypatch.setattr(samples, "write", lambda *a: called.append("samples"))
+    monkeypatch.setattr(cards, "measure", lambda *a: {})
+    monkeypatch.setattr(cards, "write", lambda *a: called.append("cards"))
+    lines = training_commands()
+    assert len(lines) > 8
+    for line in lines:
+        before = len(called)
+        train.main([*line.split()[1:]])
+        assert len(called) > before, line
+
+
+def test_pictures_and_pages_that_are_linked_exist():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,102 @@
+"""Recipes: the shipped ones load, and every mistake is named."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from facelock.assets import asset_dir
+from facelock.errors import ConfigError
+from facelock.recipe import find_recipe, load_recipe, model_names, recipe_names, vocabulary_warnings
+
+DEFAULT = (asset_dir("pipelines") / "default.toml").read_text()
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "own.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(asset_dir("pipelines").glob("*.toml")), ids=lambda path: path.name)
+def test_every_shipped_recipe_is_valid_and_says_what_it_costs(path):
+    recipe = load_recipe(path)
+    assert recipe.purpose
+    assert path.read_text().startswith("#")
+    assert recipe.name in (asset_dir("pipelines") / "README.md").read_text()
+
+
+def test_names_lead_to_the_same_recipe():
+    assert load_recipe("miniature") == load_recipe("default") == load_recipe()
+    assert {"miniature", "default"} <= set(recipe_names())
+
+
+def test_miniature_numbers():
+    recipe = load_recipe("miniature")
+    assert recipe.blueprint.fps == Fraction(12)
+    assert recipe.native_size == (256, 256)
+    assert recipe.settings()["blueprint"]["fps"] == "12"
+    assert set(model_names(recipe)) >= {"blueprint.model", "lock.model", "judge.encoder"}
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'miniature'"):
+        find_recipe("minature")
+    with pytest.raises(ConfigError, match="no such recipe file"):
+        find_recipe("nowhere/own.toml")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("ladder = [1.0", "lader = [1.0", "lock.lader: unknown key, did you mean 'ladder'"),
+        ("crf = 16", "crf = 99", "encode.crf: .*51.*found 99"),
+        ("context = 5", "context = 17", "context \\(17\\) must be smaller than window \\(17\\)"),
+        ("fps = 12", "fps = 'often'", "blueprint.fps: .*number"),
+        ("fps = 12", "fps = '1/0'", "blueprint.fps: .*number"),
+        ("fps = 12", "fps = 0", "blueprint.fps"),
+        ("steps = 8", "steps = nan", "blueprint.steps"),
+        ("guidance_scale = 3.0", "guidance_scale = inf", "guidance_scale"),
+        ("target = 0.99", "target = 1.5", "target: .*found 1.5"),
+        ('name = "miniature"', 'name = "../up"', "name: "),
+        ("[lock] ", "[lok] ", "lok: unknown key, did you mean 'lock'"),
+        ("schema = ", "scheme = ", "schema: is missing"),
+        ("crf = 16", "crf = ", "not valid TOML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, before, after, words):
+    assert before in DEFAULT
+    with pytest.raises(ConfigError, match=words):
+        load_recipe(write(tmp_path, DEFAULT.replace(before, after, 1)))
+
+
+def test_all_mistakes_at_once(tmp_path):
+    text = DEFAULT.replace("crf = 16", "crf = 99").replace("ladder = [1.0", "lader = [1.0")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, text))
+    assert "encode.crf" in str(caught.value) and "lock.lader" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a = 1\n" * 300_000, b"[" * 5000])
+def test_what_is_no_recipe(tmp_path, content):
+    path = tmp_path / "own.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError):
+        load_recipe(path)
+
+
+def test_models_beside_the_recipe(tmp_path):
+    (tmp_path / "mine.onnx").write_bytes(b"")
+    recipe = load_recipe(write(tmp_path, DEFAULT.replace('"miniature/aligner"', '"mine.onnx"')))
+    assert recipe.lock.model == str(tmp_path / "mine.onnx")
+    assert recipe.faces.detector == "miniature/detector"
+
+
+def test_words_outside_the_vocabulary():
+    recipe = load_recipe("miniature")
+    sentences = vocabulary_warnings(recipe, "a woman talkin in a forest")
+    assert len(sentences) == 1 and "'talkin'" in sentences[0] and "talking" in sentences[0]
+    assert vocabulary_warnings(recipe, "a woman talking in a forest") == []
+    assert vocabulary_warnings(recipe.model_copy(update={"vocabulary": None}), "zzz") == []

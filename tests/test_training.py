@@ -1,0 +1,321 @@
+"""Training as a product: every part takes a step, a resumed run equals an uninterrupted one, exports agree."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from facelock.assets import asset_dir
+from facelock.errors import ConfigError
+from facelock.miniature import data, export, train
+from facelock.miniature.alignment import (
+    CROP_TEMPLATE,
+    AlignmentTask,
+    IdentityReaderTask,
+    MomentPool,
+    PairPool,
+    ReaderTask,
+    crop_labels,
+    embedding,
+    warp,
+)
+from facelock.miniature.bundled import load_bundled
+from facelock.miniature.detection import DetectionTask
+from facelock.miniature.diffusion import Blueprint, DiffusionTask, make_tokenizer, normalise, sample
+from facelock.miniature.model_aligner import OUTPUTS, ModelAligner, Reader, draw_face, face_parameters
+from facelock.miniature.parameters import IDENTITY
+from facelock.miniature.recognition import FacePool, RecognitionTask, raw_codes, verification, whiten
+from facelock.miniature.trainer import Trainer, averaged, moved
+from facelock.miniature.upscaling import UpscalingTask
+from facelock.miniature.vae import (
+    ClipPool,
+    VaeTask,
+    build_decoded,
+    encode_clips,
+    fit_round_trip,
+    make_vae,
+    neighbourhoods,
+)
+from facelock.nets.compact_sr import CompactSR
+from facelock.nets.recogniser import Recogniser
+from facelock.nets.scrfd import Scrfd, ScrfdExport
+
+TINY = {
+    "faces": lambda i, dev: data.render_faces("train", i, 4, 16, data.CROP, dev),
+    "judge": lambda i, dev: data.render_faces("judge", i, 8, 16, data.CROP // 2, dev),
+    "frames": lambda i, dev: data.render_frames("train", i, 8, 16, 128, dev),
+    "clips": lambda i, dev: data.render_clips("train", i, 3, 16, 25, 64, dev),
+}
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("pool")
+    whole = dict(data.KINDS)
+    data.KINDS.update(TINY)
+    try:
+        for kind in TINY:
+            data.build(kind, 1, root)
+    finally:
+        data.KINDS.update(whole)
+    return root
+
+
+def test_building_a_set_again_changes_nothing(pool):
+    shard = pool / "faces" / "0000" / "images.npy"
+    before = shard.stat().st_mtime_ns
+    data.build("faces", 1, pool)
+    assert shard.stat().st_mtime_ns == before
+
+
+TASKS = {
+    "recogniser": lambda pool, _: RecognitionTask("recogniser", pool, 10, batch=8),
+    "judge": lambda pool, _: RecognitionTask("judge", pool, 10, batch=8),
+    "detector": lambda pool, _: DetectionTask(pool, 10, batch=4),
+    "vae": lambda pool, device: VaeTask(pool, 10, device),
+    "reader": lambda pool, _: ReaderTask(pool, 10, batch=4),
+    "identity_reader": lambda pool, _: IdentityReaderTask(pool, Recogniser(), 10, batch=8),
+    "aligner": lambda pool, _: AlignmentTask("aligner", pool, Recogniser(), 10, batch=2),
+    "upscaler": lambda *_: UpscalingTask(10, count=2),
+    "blueprint": lambda *_: DiffusionTask(
+        torch.randn(3, 2, 8, 5, 16, 16), ["a woman", "a man", ""], 10, batch=2
+    ),
+}
+
+
+@pytest.mark.parametrize("part", TASKS)
+def test_a_part_learns_on_whatever_device_its_module_is(pool, part, monkeypatch):
+    """The meta device refuses to meet the CPU just as a GPU does, and needs none: nothing may stay behind."""
+    # transformers looks whether a mask hides anything, which a tensor without values cannot say
+    monkeypatch.setattr("transformers.masking_utils._ignore_bidirectional_mask_sdpa", lambda *_: False)
+    task = TASKS[part](pool, "meta")
+    batch = moved(task.draw(6, torch.Generator().manual_seed(0)), "meta")
+    task.module.to("meta")
+    loss, figures = task.loss(6, batch)
+    loss.backward()
+    assert loss.device.type == "meta" and all(f.device.type == "meta" for f in figures.values())
+    assert any(p.grad is not None for p in task.module.parameters())
+
+
+@pytest.mark.parametrize("part", TASKS)
+def test_every_part_learns_a_step(pool, tmp_path, part):
+    task = TASKS[part](pool, "cpu")
+    before = {n: p.detach().clone() for n, p in task.module.named_parameters()}
+    Trainer(task, tmp_path).run(until=1)
+    assert any(not torch.equal(before[n], p) for n, p in task.module.named_parameters())
+    assert (tmp_path / "state.safetensors").is_file()
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one(pool, tmp_path):
+    def make() -> RecognitionTask:
+        return RecognitionTask("recogniser", pool, 4, batch=8)
+
+    Trainer(make(), tmp_path / "whole").run()
+    Trainer(make(), tmp_path / "parts").run(until=2)
+    Trainer(make(), tmp_path / "parts").run()
+    whole, parts = (averaged(tmp_path / f, make().module).state_dict() for f in ("whole", "parts"))
+    assert all(torch.allclose(whole[k].float(), parts[k].float(), atol=1e-6) for k in whole)
+
+
+def test_training_goes_on_from_the_weights_that_ship(tmp_path, pool, monkeypatch):
+    vae = load_bundled("vae", make_vae())
+    stored = AutoencoderKLWan.from_pretrained(asset_dir("models") / "miniature" / "blueprint" / "vae")
+    for name, tensor in stored.state_dict().items():
+        assert torch.equal(vae.state_dict()[name], tensor.float()), name
+    load_bundled("blueprint", Blueprint(len(make_tokenizer())))
+    load_bundled("judge", RecognitionTask("judge", pool, 1, batch=8).module)
+    with pytest.raises(ConfigError, match="cannot go on"):
+        load_bundled("recogniser", Recogniser())
+    with pytest.raises(ConfigError, match="another network"):
+        load_bundled("vae", AutoencoderKLWan(base_dim=8, z_dim=8, dim_mult=[1, 2, 4], num_res_blocks=1))
+
+    shop = train.Workshop(tmp_path)
+    monkeypatch.setattr(train, "make_task", lambda part, shop, steps: VaeTask(pool, steps))
+    monkeypatch.setattr(train, "build_set", lambda *_: None)
+    train.train(shop, "vae", 1, 0, bundled=True)
+    (tmp_path / "models" / "miniature").mkdir(parents=True)
+    train.record_training(shop, tmp_path / "models", ["vae", "judge"])
+    recorded = train.trained(tmp_path / "models")
+    assert list(recorded) == ["vae"]
+    assert [s["steps"] for s in recorded["vae"]] == [
+        *(s["steps"] for s in train.trained(asset_dir("models"))["vae"]),
+        1,
+    ]
+
+
+@torch.no_grad()
+def test_networks_read_back_from_onnx_compute_what_the_file_does():
+    folder = asset_dir("models") / "miniature"
+    crops, source = torch.rand(2, 3, 128, 128), torch.nn.functional.normalize(torch.randn(2, 512))
+    for part, trust in (("aligner", 1.0), ("restorer", 0.0)):
+        net = load_bundled(part, ModelAligner())
+        net.compositor.trust = trust
+        (wanted,) = run_onnx(folder / f"{part}.onnx", crops.numpy(), source.numpy())
+        assert np.allclose(wanted, net(crops, source).clamp(0, 1).numpy(), atol=2e-3), part
+    reader = load_bundled("reader", Reader())
+    assert torch.allclose(reader(crops), net.reader(crops), atol=1e-4)
+    assert not any(layer.training for layer in reader.modules() if isinstance(layer, torch.nn.BatchNorm2d))
+    frames = torch.rand(2, 3, 128, 128)
+    detector = ScrfdExport(load_bundled("detector", Scrfd()).eval())
+    for wanted, found in zip(
+        run_onnx(folder / "faces" / "detector.onnx", frames.numpy()), detector(frames), strict=True
+    ):
+        assert np.allclose(wanted, found.numpy(), atol=5e-3)
+    upscaler = load_bundled("upscaler", CompactSR())
+    (wanted,) = run_onnx(folder / "upscaler.onnx", frames.numpy())
+    assert np.allclose(wanted, upscaler(frames).clamp(0, 1).numpy(), atol=2e-3)
+
+
+def test_whitening_separates_identities_better(pool):
+    torch.manual_seed(0)
+    net, faces = Recogniser().eval(), FacePool("judge", pool)
+    embed = lambda x: net.whiten(raw_codes(net)(x))  # noqa: E731
+    before = verification(embed, faces, count=64)
+    whiten(net, faces, 256)
+    after = verification(embed, faces, count=64)
+    assert after["same"] - after["different"] > before["same"] - before["different"]
+    assert after["far_1e2"] <= after["far_1e3"] <= after["far_1e4"]
+
+
+def test_references_of_the_aligner_are_of_the_right_person(pool):
+    pairs = PairPool("faces", pool, partial(embedding, Recogniser().eval()))
+    generator = torch.Generator().manual_seed(0)
+    x, y, e, who = pairs.draw(6, 0.0, generator)
+    assert x.shape == y.shape == (6, 3, 128, 128)
+    for vector, person in zip(e, who, strict=True):
+        own = pairs.vectors[pairs.who == person]
+        assert float((own - vector).abs().amax(1).min()) == 0
+
+
+def test_latents_and_sampling_have_the_blueprints_shapes(pool):
+    vae = make_vae().eval()
+    latents = encode_clips(vae, ClipPool(pool), (0, 8))
+    assert latents.shape == (3, 2, 8, 5, 16, 16)
+    unit, mean, deviation = normalise(latents)
+    assert float(unit.mean().abs()) < 1e-3
+    assert len(mean) == len(deviation) == 8
+    tokenizer = make_tokenizer()
+    model = Blueprint(len(tokenizer)).eval()
+    drawn = sample(model, tokenizer, ["a woman"], steps=2, context=torch.zeros(1, 8, 2, 16, 16))
+    assert drawn.shape == (1, 8, 5, 16, 16)
+    assert float(drawn[:, :, :2].abs().max()) == 0
+
+
+def run_onnx(path: Path, *arrays: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    return session.run(None, dict(zip(names, arrays, strict=True)))
+
+
+@torch.no_grad()
+def test_exports_agree_with_the_networks_up_to_half_precision(tmp_path):
+    torch.manual_seed(1)
+    x = torch.rand(2, 3, 112, 112) * 2 - 1
+    net = Recogniser().eval()
+    export.export_recogniser(net, tmp_path)
+    assert np.allclose(
+        run_onnx(tmp_path / "faces" / "recogniser.onnx", x.numpy())[0], net(x).numpy(), atol=5e-3
+    )
+    detector = Scrfd().eval()
+    export.export_detector(detector, tmp_path)
+    frames = torch.rand(2, 3, 128, 96)
+    for a, b in zip(
+        run_onnx(tmp_path / "faces" / "detector.onnx", frames.numpy()),
+        ScrfdExport(detector)(frames),
+        strict=True,
+    ):
+        assert a.ndim == 3
+        assert np.allclose(a, b.numpy(), atol=2e-2)
+    swapper = ModelAligner(torch.randn(512, 64) / 8).eval()
+    torch.nn.init.normal_(swapper.compositor.leave.weight, std=0.05)
+    export.export_swapper(swapper, tmp_path / "aligner.onnx")
+    crops, source = torch.rand(2, 3, 128, 128), torch.nn.functional.normalize(torch.randn(2, 512))
+    out = run_onnx(tmp_path / "aligner.onnx", crops.numpy(), source.numpy())[0]
+    assert np.allclose(out, swapper(crops, source).clamp(0, 1).numpy(), atol=1e-2)
+    upscaler = CompactSR().eval()
+    export.export_upscaler(upscaler, tmp_path)
+    assert run_onnx(tmp_path / "upscaler.onnx", np.zeros((1, 3, 20, 24), np.float32))[0].shape == (
+        1,
+        3,
+        80,
+        96,
+    )
+
+
+def test_embeddings_are_unit_vectors():
+    e = embedding(Recogniser().eval(), torch.rand(3, 3, 56, 56))
+    assert e.shape == (3, 512)
+    assert torch.allclose(e.norm(dim=1), torch.ones(3), atol=1e-5)
+
+
+def test_the_aligners_decoder_draws_what_the_world_renders(pool):
+    """With true parameters and a true reading, only sampling blur and hair are left."""
+    moments = MomentPool(pool)
+    images, points, labels = moments.shards[0]
+    rows = labels["row"]
+    face, *_ = data.draw_frames("train", 0, len(images), data.people("frames", len(images)))
+    matrices = data.fit_similarity(points[rows], CROP_TEMPLATE)
+    crops = warp(torch.from_numpy(images[rows.numpy()].copy()).float() / 255, matrices)
+    read = crop_labels({k: v for k, v in labels.items() if k != "row"}, matrices, images.shape[-1])
+    values = {name: read[:, i] for i, name in enumerate(OUTPUTS)}
+    drawn, alpha = draw_face({k: v[rows] for k, v in face.items()}, values)
+    inside = (alpha > 0.95).expand_as(crops)
+    assert float(inside.float().mean()) > 0.1
+    assert float((drawn - crops)[inside].abs().median()) < 0.03
+    wrong, _ = draw_face({k: v[rows].flip(0) for k, v in face.items()}, values)
+    assert float((wrong - crops)[inside].abs().median()) > 2 * float((drawn - crops)[inside].abs().median())
+
+
+def test_parameters_read_from_an_embedding_stay_in_their_ranges():
+    face = face_parameters(torch.randn(64, len(IDENTITY)) * 3)
+    for name, (low, high) in IDENTITY.items():
+        margin = 1e-5 if name not in ("freckles", "mole") else 0.1
+        assert float(face[name].min()) >= low - margin, name
+        assert float(face[name].max()) <= high + margin, name
+
+
+def test_readers_and_detector_also_see_what_the_autoencoder_leaves(pool, tmp_path):
+    root = tmp_path / "pool"
+    root.mkdir()
+    for kind in ("frames", "clips"):
+        (root / kind).symlink_to(pool / kind)
+    vae = make_vae().eval()
+    latents = encode_clips(vae, ClipPool(root), (0, 8))
+    before = len(MomentPool(root).shards)
+    build_decoded(vae, latents, (0, 8), root, windows=2)
+    ((images, face, _, now),) = data.decoded(root)
+    assert images.shape == (34, 3, 64, 64) and len(now["yaw"]) == len(face["skull_w"]) == 34
+    frame = np.load(root / "decoded" / "0000" / "frame.npy")
+    assert all(len(set(window // 25)) == 1 for window in frame.reshape(2, 17))  # a window is of one clip
+    assert len(MomentPool(root).shards) == before + 1
+    task = DetectionTask(root, 10, batch=4)
+    assert len(task.shards) == len(DetectionTask(pool, 10).shards) + 1
+    x, *_ = task.frames(4, torch.Generator().manual_seed(1))
+    assert x.shape == (4, 3, 128, 128)
+    build_decoded(vae, latents * 0, (0, 8), root, windows=2)  # what is there is not made again
+    assert np.array_equal(np.load(root / "decoded" / "0000" / "images.npy"), images)
+
+
+def test_a_trip_through_pixels_is_fitted_and_wears_the_context(pool):
+    vae = make_vae().eval()
+    latents, mean, deviation = normalise(encode_clips(vae, ClipPool(pool), (0, 8)))
+    trip = fit_round_trip(vae, latents, mean, deviation, windows=3)
+    assert trip.shape == (2, 8, 73) and bool(torch.isfinite(trip).all())
+    task = DiffusionTask(latents, ["a woman", "a man", ""], 10, batch=2, trip=trip)
+    x = latents[:2, 0]
+    worn = task.worn(x, torch.Generator().manual_seed(3))
+    assert worn.shape == x.shape and not torch.equal(worn[:, :, :2], x[:, :, :2])
+    place = torch.zeros(1, 8, 4, 4)
+    place[0, 2, 1, 1] = 1
+    around = neighbourhoods(place)
+    assert (
+        around.shape == (1, 73, 16)
+        and float(around[0, 2 * 9 + 4, 5]) == 1
+        and bool((around[:, 72] == 1).all())
+    )

@@ -1,0 +1,145 @@
+"""The catalog, verified files, and weights that are refused before they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import struct
+import time
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from facelock import weights
+from facelock.assets import asset_dir
+from facelock.errors import ModelError
+from facelock.weights import Catalog, digest, encoder_id, load_safetensors, locate, sha256_file, thresholds
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """A catalog of one file and one folder."""
+    (tmp_path / "one.onnx").write_bytes(b"one")
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "a.bin2").write_bytes(b"a")
+    sha = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("one", "a")}
+    (tmp_path / "catalog.toml").write_text(
+        f'[models."mini/one"]\npath = "one.onnx"\nsha256 = "{sha["one"]}"\n'
+        "thresholds = { far_1e2 = 0.1, far_1e3 = 0.2, far_1e4 = 0.3 }\n"
+        f'[models."mini/pack"]\npath = "pack"\n[models."mini/pack".files]\n"a.bin2" = "{sha["a"]}"\n'
+    )
+    monkeypatch.setattr(weights, "asset_dir", lambda _: tmp_path)
+    return tmp_path
+
+
+def test_names_become_verified_files(models):
+    assert locate("mini/one") == models / "one.onnx"
+    assert locate("mini/pack") == models / "pack"
+    assert thresholds("mini/one").far_1e3 == 0.2
+    assert encoder_id("mini/one", models / "one.onnx") == "mini/one@" + sha256_file(models / "one.onnx")[:12]
+    with pytest.raises(ModelError, match="no thresholds"):
+        thresholds("mini/pack")
+
+
+def test_a_file_that_was_changed_is_refused(models):
+    locate("mini/one")
+    (models / "one.onnx").write_bytes(b"two")
+    (models / "pack" / "a.bin2").write_bytes(b"b!")
+    for name in ("mini/one", "mini/pack"):
+        with pytest.raises(ModelError, match="sha256 differs"):
+            locate(name)
+    (models / "one.onnx").unlink()
+    with pytest.raises(ModelError, match="cannot be read"):
+        locate("mini/one")
+
+
+def test_an_unknown_name_names_the_nearest(models):
+    with pytest.raises(ModelError, match=r"'mini/onne'\. Known ones near it: mini/one"):
+        locate("mini/onne")
+
+
+def test_a_path_is_taken_as_it_is_unless_it_is_a_pickle(models, tmp_path):
+    (tmp_path / "mine.onnx").write_bytes(b"x")
+    assert locate(str(tmp_path / "mine.onnx")) == tmp_path / "mine.onnx"
+    for ending in ("pt", "pth", "ckpt", "bin", "pkl"):
+        path = tmp_path / f"bad.{ending}"
+        path.write_bytes(pickle.dumps(1))
+        for read in (locate, load_safetensors):
+            with pytest.raises(ModelError, match="can run code"):
+                read(str(path))
+
+
+def test_a_damaged_catalog_is_said(tmp_path):
+    for content in (None, b"= not toml"):
+        if content:
+            (tmp_path / "catalog.toml").write_bytes(content)
+        with pytest.raises(ModelError, match=r"catalog\.toml: cannot be read"):
+            Catalog.load(tmp_path)
+
+
+def test_a_digest_follows_the_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"1")
+    first = digest(path)
+    path.write_bytes(b"22")
+    assert digest(path) != first
+
+
+def header(path, text: bytes, size: int | None = None):
+    path.write_bytes(struct.pack("<Q", len(text) if size is None else size) + text)
+    return path
+
+
+def test_tensors_are_read(tmp_path):
+    save_file({"a": torch.arange(4.0), "n": torch.arange(3)}, tmp_path / "a.safetensors")
+    read = load_safetensors(tmp_path / "a.safetensors")
+    assert torch.equal(read["a"], torch.arange(4.0)) and read["n"].dtype == torch.int64
+
+
+def test_weights_that_are_refused(tmp_path):
+    save_file({"w": torch.tensor([1.0, float("nan")])}, tmp_path / "nan.safetensors")
+    whole = tmp_path / "whole.safetensors"
+    save_file({"w": torch.zeros(1000)}, whole)
+    (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:-100])
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    header(tmp_path / "endless.safetensors", b"{}", 2**60)
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    many = json.dumps({f"t{i}": entry for i in range(200_000)}).encode()
+    header(tmp_path / "many.safetensors", many)
+    for name, reason in [
+        ("nan", "NaN or infinity"),
+        ("cut", "not a readable"),
+        ("empty", "not a readable"),
+        ("endless", "not a readable"),
+        ("many", "more than any model|not a readable"),
+        ("none", "not a readable"),
+    ]:
+        began = time.monotonic()
+        with pytest.raises(ModelError, match=reason) as caught:
+            load_safetensors(tmp_path / f"{name}.safetensors")
+        assert time.monotonic() - began < 4
+        assert caught.value.exit_code == 3
+
+
+def test_the_shipped_catalog_matches_the_shipped_files():
+    entries = Catalog.load().entries
+    assert len(entries) >= 8
+    for name, entry in entries.items():
+        assert locate(name) == entry.path
+        assert entry.licence == "Apache-2.0" and entry.layout and entry.task
+        files = [entry.path] if entry.path.is_file() else [entry.path / f for f in entry.files]
+        assert sum(f.stat().st_size for f in files) == entry.bytes
+    for name in ("miniature/recogniser", "miniature/judge"):
+        found = thresholds(name)
+        assert 0 < found.far_1e2 < found.far_1e3 < found.far_1e4 < 1
+
+
+def test_everything_that_ships_is_in_the_catalog():
+    listed = set()
+    for entry in Catalog.load().entries.values():
+        listed |= {entry.path} if entry.path.is_file() else {entry.path / f for f in entry.files}
+    files = {f for f in (asset_dir("models") / "miniature").rglob("*") if f.is_file()}
+    papers = {f for f in files if f.suffix == ".md" or f.name == "training.json"}
+    assert files - papers == listed
