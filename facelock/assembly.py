@@ -102,9 +102,7 @@ class Assembly:
         aligner = aligner_class(settings.kind)(
             self._paths["lock.model"], encoder=self.pack.encoder.id, batch=settings.batch, device=self._device
         )
-        return Locker(
-            self.pack, aligner, ladder=settings.ladder, target=settings.target, batch=settings.batch
-        )
+        return Locker(self.pack, aligner, ladder=settings.ladder, target=settings.target)
 
     @cached_property
     def upscaler(self) -> Upscaler:
@@ -132,7 +130,6 @@ class Assembly:
             ladder=settings.ladder,
             target=settings.target,
             consistency=settings.consistency,
-            batch=settings.batch,
         )
 
     @cached_property

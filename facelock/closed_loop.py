@@ -171,12 +171,10 @@ class ClosedLoop:
 class Locker(ClosedLoop):
     """Stage 2: every face aligned to its reference identity, at the first strength that reaches the target."""
 
-    def __init__(
-        self, pack: FacePack, aligner: Aligner, *, ladder: Sequence[float], target: float, batch: int = 16
-    ) -> None:
+    def __init__(self, pack: FacePack, aligner: Aligner, *, ladder: Sequence[float], target: float) -> None:
         """``ladder`` holds the strengths to try, ``target`` the similarity that ends the climb."""
         super().__init__(pack, aligner.crop, ladder, target)
-        self.aligner, self.batch = aligner, batch
+        self.aligner = aligner
 
     def lock(
         self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0
@@ -233,12 +231,11 @@ class RestoreLoop(ClosedLoop):
         ladder: Sequence[float],
         target: float,
         consistency: float,
-        batch: int = 16,
     ) -> None:
         """Without a ``restorer`` the frames are enlarged and measured only."""
         crop = restorer.crop if restorer else pack.encoder.crop
         super().__init__(pack, crop, ladder if restorer else (), target)
-        self.upscaler, self.restorer, self.consistency, self.batch = upscaler, restorer, consistency, batch
+        self.upscaler, self.restorer, self.consistency = upscaler, restorer, consistency
 
     def restore(
         self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 
+import psutil
 import pytest
 import torch
 import toys
 from PIL import Image
 
-from facelock.bench import cast, drift
+from facelock.bench import cast, drift, speed
 from facelock.bench.stills import COLUMNS, Stills
 from facelock.bench.tables import interval, number, publish, table
 from facelock.miniature import data
@@ -98,3 +101,25 @@ def test_an_identity_is_read_from_the_picture_alone(monkeypatch):
             return Identity(name, {})
 
     assert cast.identity(cast.member(3), Parts()).name == "heldout-03"
+
+
+def test_memory_of_a_child_that_is_not_yet_another_program_is_not_counted_twice():
+    process = psutil.Process()
+    own = process.memory_info().rss
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.read(reader, 1)
+        os._exit(0)
+    try:
+        assert speed._resident(process) < 1.2 * own
+    finally:
+        os.write(writer, b"x")
+        os.waitpid(child, 0)
+    with subprocess.Popen(["sleep", "9"]) as sleeper:
+        while psutil.Process(sleeper.pid).exe() == process.exe():
+            pass
+        held = psutil.Process(sleeper.pid).memory_info().rss
+        total, own = speed._resident(process), process.memory_info().rss
+        sleeper.kill()
+    assert held > 0 and total == pytest.approx(own + held, abs=2**22)

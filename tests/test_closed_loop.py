@@ -89,7 +89,7 @@ def clip(count: int = 7, colour: Tensor = GREEN) -> Tensor:
 
 
 def locker(pack=None, aligner=None, ladder=(1.0, 1.4), target=0.9) -> Locker:
-    return Locker(pack or Pack(), aligner or Aligner(), ladder=ladder, target=target, batch=4)
+    return Locker(pack or Pack(), aligner or Aligner(), ladder=ladder, target=target)
 
 
 def test_locking_is_a_function_of_each_frame_alone():
@@ -226,9 +226,7 @@ class Restorer:
 
 
 def loop(restorer, consistency=0.2, ladder=(1.0, 0.5), target=0.99) -> RestoreLoop:
-    return RestoreLoop(
-        Pack(), Upscaler(), restorer, ladder=ladder, target=target, consistency=consistency, batch=4
-    )
+    return RestoreLoop(Pack(), Upscaler(), restorer, ladder=ladder, target=target, consistency=consistency)
 
 
 def test_restoring_enlarges_and_is_a_function_of_each_frame_alone():

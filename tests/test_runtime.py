@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from facelock.errors import ConfigError, DeviceError, ModelError, StorageError
-from facelock.runtime import derive_seed, open_session, require_space, resolve_device, run_padded
+from facelock.runtime import BatchSession, derive_seed, open_session, require_space, resolve_device
 
 
 def test_seeds_are_fixed_distinct_and_small_enough():
@@ -64,15 +64,22 @@ def model(tmp_path_factory):
     return path
 
 
-def test_rows_depend_on_nothing_but_themselves(model):
-    session = open_session(model)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rows_depend_on_nothing_but_themselves(model, threads):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        session = BatchSession(model)
+    finally:
+        torch.set_num_threads(before)
     x = np.random.default_rng(1).normal(size=(11, 64)).astype(np.float32)
-    (whole,) = run_padded(session, {"x": x}, 4)
+    (whole,) = session.run({"x": x})
     assert whole.shape == (11, 33)
+    assert np.allclose(whole[7], BatchSession(model, batch=1).run({"x": x[7:8]})[0], atol=1e-4)
     for count in (1, 2, 3, 5):
-        assert np.array_equal(run_padded(session, {"x": x[3 : 3 + count]}, 4)[0], whole[3 : 3 + count])
-    assert np.array_equal(run_padded(session, {"x": x[::-1]}, 4)[0], whole[::-1])
-    assert run_padded(session, {"x": x[:0]}, 4)[0].shape == (0, 33)
+        assert np.array_equal(session.run({"x": x[3 : 3 + count]})[0], whole[3 : 3 + count])
+    assert np.array_equal(session.run({"x": x[::-1]})[0], whole[::-1])
+    assert session.run({"x": x[:0]})[0].shape == (0, 33)
 
 
 def test_a_session_is_on_the_device_that_was_asked_for(model):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from facelock.errors import ModelError
 from facelock.geometry import INSWAPPER128
-from facelock.runtime import open_session, run_padded
+from facelock.runtime import BatchSession
 from facelock.types import CropSpec
 
 
@@ -34,8 +34,8 @@ class InSwapper:
         Raises ``ModelError`` for a file of another kind, ``DeviceError`` when ``device`` is not the one in use.
         """
         self.encoder = encoder
-        self._session = open_session(path, device)
-        shapes = {i.name: i.shape for i in self._session.get_inputs()}
+        self._session = BatchSession(path, device, batch=batch)
+        shapes = self._session.inputs
         side = self.crop.size
         if len(shapes) != 2 or [s[2:] for s in shapes.values() if len(s) == 4] != [[side, side]]:
             raise ModelError(
@@ -43,8 +43,6 @@ class InSwapper:
             )
         (self._target,) = (name for name, shape in shapes.items() if len(shape) == 4)
         (self._source,) = (name for name, shape in shapes.items() if len(shape) == 2)
-        fixed = shapes[self._target][0]
-        self.batch = fixed if isinstance(fixed, int) else batch
         self._emap = read_emap(Path(path))
 
     def latent(self, identity: Tensor) -> np.ndarray:
@@ -60,8 +58,7 @@ class InSwapper:
         if not len(crops):
             return crops.clone()
         inputs = {self._target: crops.cpu().numpy(), self._source: self.latent(identity)}
-        out = run_padded(self._session, inputs, self.batch)[0]
-        return torch.from_numpy(out).to(crops).clamp(0, 1)
+        return torch.from_numpy(self._session.run(inputs)[0]).to(crops).clamp(0, 1)
 
 
 def read_emap(path: Path) -> np.ndarray:

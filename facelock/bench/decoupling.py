@@ -20,13 +20,12 @@ from facelock.bootstrap import over_clips
 from facelock.comparison import flicker, motion_signals, stillness
 from facelock.figures import Series
 from facelock.miniature import world
+from facelock.miniature.data import WINDOW
 from facelock.miniature.parameters import take
 from facelock.pipeline import Pipeline
 from facelock.protocols import Progress
 from facelock.types import ChunkRecords
 
-WINDOW = 17
-"""Frames that the blueprint decodes at once."""
 CLIP = 3 * WINDOW
 """Frames of a clip."""
 

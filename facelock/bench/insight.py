@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
@@ -17,7 +16,6 @@ def swapper_and_pack() -> tuple[Any, Any]:
     import insightface
     from insightface.app import FaceAnalysis
 
-    warnings.filterwarnings("ignore", "`estimate` is deprecated", FutureWarning)  # in its face_align
     with redirect_stdout(StringIO()):  # it prints shapes and set-ups
         app = FaceAnalysis(name=str(locate("miniature/faces")), providers=["CPUExecutionProvider"])
         app.prepare(ctx_id=-1, det_size=DETECTION, det_thresh=0.5)

@@ -10,12 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facelock.bench import cast
 from facelock.bench.tables import number, publish, table
 from facelock.protocols import Progress
+
+if TYPE_CHECKING:
+    import psutil
 
 SHORT = 10.0
 
@@ -94,10 +98,21 @@ def _peak_memory(child: subprocess.Popen[bytes]) -> int:
 
     peak, process = 0, psutil.Process(child.pid)
     while child.poll() is None:
-        try:
-            family = [process, *process.children(recursive=True)]
-            peak = max(peak, sum(p.memory_info().rss for p in family))
-        except psutil.Error:
-            pass
+        with suppress(psutil.Error):
+            peak = max(peak, _resident(process))
         time.sleep(0.2)
     return peak
+
+
+def _resident(process: psutil.Process) -> int:
+    """Bytes held by a process and the programs that it started.
+
+    A child between fork and exec still shows its parent's own pages, and would count them twice.
+    """
+    import psutil
+
+    total, program = process.memory_info().rss, process.exe()
+    for child in process.children(recursive=True):
+        with suppress(psutil.Error):
+            total += child.memory_info().rss if child.exe() != program else 0
+    return total

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,15 +24,17 @@ class PlainSwap:
     def __call__(self, frames: Tensor, identity: Identity) -> Tensor:
         """(T, 3, H, W) in [0, 1] → the same shape; frames without a face stay as they are."""
         source = _Source(identity.embeddings[self.encoder].numpy())
-        out = []
-        for frame in frames:
-            bgr = (frame.permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8)
-            faces = self.app.get(bgr)
-            if faces:
-                face = max(faces, key=lambda f: float(f.normed_embedding @ source.normed_embedding))
-                bgr = self.swapper.get(bgr, face, source, paste_back=True)
-            out.append(torch.from_numpy(np.ascontiguousarray(bgr[..., ::-1])).permute(2, 0, 1).float() / 255)
-        return torch.stack(out)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`estimate` is deprecated", FutureWarning)  # in its face_align
+            return torch.stack([self._swapped(frame, source) for frame in frames])
+
+    def _swapped(self, frame: Tensor, source: _Source) -> Tensor:
+        bgr = (frame.permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8)
+        faces = self.app.get(bgr)
+        if faces:
+            face = max(faces, key=lambda f: float(f.normed_embedding @ source.normed_embedding))
+            bgr = self.swapper.get(bgr, face, source, paste_back=True)
+        return torch.from_numpy(np.ascontiguousarray(bgr[..., ::-1])).permute(2, 0, 1).float() / 255
 
 
 class _Source:

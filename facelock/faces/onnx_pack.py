@@ -19,7 +19,7 @@ from torch import Tensor
 from facelock.errors import FaceLockError, ModelError
 from facelock.geometry import ARCFACE112, similarity_from_landmarks, warp_crops
 from facelock.protocols import Encoder
-from facelock.runtime import open_session, run_padded
+from facelock.runtime import BatchSession
 from facelock.types import CropSpec, Faces, Thresholds
 from facelock.weights import encoder_id
 
@@ -57,19 +57,18 @@ class OnnxEncoder:
         """Open the file. ``batch`` crops go through at once. Raises ``ModelError``, ``DeviceError``."""
         self.id = encoder_id(name, path)
         self.thresholds = thresholds
-        self._session = open_session(path, device)
-        inputs, side = self._session.get_inputs(), self.crop.size
-        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[2:] != [side, side]:
+        self._session = BatchSession(path, device, batch=batch)
+        side = self.crop.size
+        if [shape[2:] for shape in self._session.inputs.values()] != [[side, side]]:
             raise ModelError(
                 f"{path}: no recogniser of crops of {side} x {side} pixels. Give an ArcFace ONNX file."
             )
-        self._input = inputs[0].name
-        self._batch = fixed(inputs[0].shape[0]) or batch
+        (self._input,) = self._session.inputs
 
     def embed_crops(self, crops: Tensor) -> Tensor:
         """(N, 3, 112, 112) in [0, 1] → (N, D) float32 on the CPU, unit length."""
         blob = crops.detach().cpu().float().numpy() * np.float32(2) - np.float32(1)
-        return unit_rows(run_padded(self._session, {self._input: blob}, self._batch)[0], self.id)
+        return unit_rows(self._session.run({self._input: blob})[0], self.id)
 
 
 def fixed(dimension: object) -> int | None:
@@ -97,17 +96,18 @@ class OnnxPack:
         Raises ``ModelError``, ``DeviceError``.
         """
         self.encoder, self.threshold = encoder, threshold
-        self._session = open_session(detector, device)
-        inputs, outputs = self._session.get_inputs()[0], self._session.get_outputs()
-        if len(outputs) not in LEVELS or len(inputs.shape) != 4:
+        self._session = BatchSession(detector, device, batch=batch)
+        outputs = self._session.outputs
+        if len(outputs) not in LEVELS or [len(shape) for shape in self._session.inputs.values()] != [4]:
             raise ModelError(
                 f"{detector}: {len(outputs)} outputs are not those of an SCRFD detector with landmarks. "
                 "Give one with 9 or 15."
             )
-        self._input = inputs.name
-        self.detection_size = fixed(inputs.shape[2]) or -(-detection_size // 32) * 32
-        self._flat = len(outputs[0].shape) == 2  # such files take one picture at a time
-        self._batch = fixed(inputs.shape[0]) or batch
+        ((self._input, shape),) = self._session.inputs.items()
+        self.detection_size = fixed(shape[2]) or -(-detection_size // 32) * 32
+        self._flat = len(next(iter(outputs.values()))) == 2
+        if self._flat:  # such files take one picture at a time
+            self._session.batch = 1
         self._strides, self._anchors = LEVELS[len(outputs)]
         self._centres, self._scales = self._cells()
 
@@ -140,10 +140,8 @@ class OnnxPack:
 
     def _run(self, blob: Floats) -> list[Floats]:
         """The outputs, (T, n, 1 or 4 or 10) each."""
-        if not self._flat:
-            return run_padded(self._session, {self._input: blob}, self._batch)
-        rows = [self._session.run(None, {self._input: blob[n : n + 1]}) for n in range(len(blob))]
-        return [np.stack(column) for column in zip(*rows, strict=True)]
+        outputs = self._session.run({self._input: blob})
+        return [o.reshape(len(blob), -1, o.shape[-1]) for o in outputs] if self._flat else outputs
 
     def _blob(self, frames: Tensor) -> tuple[float, Floats]:
         """The scale from frame to detection pixels, and frames in the top left corners of black squares."""

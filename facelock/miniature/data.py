@@ -40,6 +40,8 @@ MARGIN = 16
 CROP = 144
 POOL = 6000
 """Identities of the training splits."""
+WINDOW = 17
+"""Frames of a clip that the autoencoder takes at once: 5 latents."""
 GROUP = 8
 """Identities rendered under one nuisance: each ordered pair of them supervises the aligner."""
 

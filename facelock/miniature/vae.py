@@ -81,7 +81,7 @@ class VaeTask:
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Video (B, 3, T, 64, 64) in [-1, 1], weights of its pixels (B, 1, T, 64, 64), noise of its latents."""
-        clips, length = (12, 1) if step % 3 == 0 else (1, 17)  # stills teach space, clips teach time
+        clips, length = (12, 1) if step % 3 == 0 else (1, data.WINDOW)  # stills teach space, clips teach time
         x, boxes = self.pool.draw(clips, length, generator)
         shape = (clips, CHANNELS, (length - 1) // 4 + 1, x.shape[-2] // 4, x.shape[-1] // 4)
         weight = box_weight(boxes, x.shape[-1]).transpose(1, 2)
@@ -116,7 +116,10 @@ def encode_clips(vae: nn.Module, pool: ClipPool, offsets: tuple[int, ...], batch
                 torch.from_numpy(np.ascontiguousarray(s["images"][i : i + batch])).to(device).float() / 127.5
                 - 1
             )
-            windows = [vae.encode(x[:, o : o + 17].transpose(1, 2)).latent_dist.mean.float() for o in offsets]
+            windows = [
+                vae.encode(x[:, o : o + data.WINDOW].transpose(1, 2)).latent_dist.mean.float()
+                for o in offsets
+            ]
             out.append(torch.stack(windows, 1).cpu())
     return torch.cat(out)
 
@@ -158,7 +161,7 @@ def neighbourhoods(z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def build_decoded(
-    vae: nn.Module, latents: Tensor, offsets: tuple[int, ...], root: Path, windows: int = 60
+    vae: nn.Module, latents: Tensor, offsets: tuple[int, ...], root: Path, windows: int = 120
 ) -> None:
     """Render the ``decoded`` set: windows of the clips as the autoencoder leaves them, a little noise on the latents.
 
@@ -179,7 +182,7 @@ def build_decoded(
             device = _device(vae)
             with torch.autocast(device.type, torch.bfloat16):
                 frames = torch.cat([vae.decode(part.to(device)).sample.float().cpu() for part in z.split(4)])
-            frame = (row * length + torch.tensor(offsets)[which])[:, None] + torch.arange(17)
+            frame = (row * length + torch.tensor(offsets)[which])[:, None] + torch.arange(data.WINDOW)
             part = folder.with_suffix(".part")
             part.mkdir(parents=True, exist_ok=True)
             images = ((frames.transpose(1, 2) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
@@ -192,7 +195,7 @@ def build_decoded(
 @torch.no_grad()
 def reconstruction_psnr(vae: nn.Module, pool: ClipPool, clips: int = 12) -> float:
     """PSNR of 17-frame windows through the autoencoder."""
-    x, _ = pool.draw(clips, 17, torch.Generator().manual_seed(5))
+    x, _ = pool.draw(clips, data.WINDOW, torch.Generator().manual_seed(5))
     video = x.transpose(1, 2) * 2 - 1
     y = vae.decode(vae.encode(video).latent_dist.mean).sample
     return float(-10 * torch.log10(F.mse_loss(y.clamp(-1, 1), video) / 4))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from facelock.errors import ModelError
 from facelock.geometry import INSWAPPER128
-from facelock.runtime import open_session, run_padded
+from facelock.runtime import BatchSession
 from facelock.types import CropSpec
 
 
@@ -23,18 +23,16 @@ class OnnxRestorer:
     ) -> None:
         """Open the file. ``encoder`` is the id of the recogniser whose embeddings it takes. Raises ``ModelError``."""
         self.encoder = encoder
-        self._session = open_session(path, device)
-        shapes = {i.name: i.shape for i in self._session.get_inputs()}
+        self._session = BatchSession(path, device, batch=batch)
+        shapes = self._session.inputs
         if set(shapes) != {"target", "source"} or shapes["target"][2:] != [self.crop.size] * 2:
             raise ModelError(
                 f"{path}: not a restorer (inputs target and source, crops of {self.crop.size}). Give another file."
             )
-        fixed = shapes["target"][0]
-        self.batch = fixed if isinstance(fixed, int) else batch
 
     def restore(self, crops: Tensor, identity: Tensor) -> Tensor:
         """(N, 3, 128, 128) in [0, 1] and (N, D) unit norm → (N, 3, 128, 128) in [0, 1]."""
         if not len(crops):
             return crops.clone()
         inputs = {"target": crops.cpu().numpy(), "source": identity.cpu().numpy()}
-        return torch.from_numpy(run_padded(self._session, inputs, self.batch)[0]).to(crops).clamp(0, 1)
+        return torch.from_numpy(self._session.run(inputs)[0]).to(crops).clamp(0, 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from facelock.errors import ModelError
-from facelock.runtime import open_session, run_padded
+from facelock.runtime import BatchSession
 
 
 class OnnxUpscaler:
@@ -18,18 +18,15 @@ class OnnxUpscaler:
         self, path: str | Path, *, scale: int = 4, batch: int = 4, device: torch.device | str = "cpu"
     ) -> None:
         """Open the file. Raises ``ModelError``, ``DeviceError``."""
-        self.path, self.scale, self.batch = Path(path), scale, min(batch, 4)
-        self._session = open_session(path, device)
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        self.path, self.scale = Path(path), scale
+        self._session = BatchSession(path, device, batch=min(batch, 4))
+        if [len(shape) for shape in self._session.inputs.values()] != [4]:
             raise ModelError(f"{path}: not an upscaler (one input of four dimensions). Give another file.")
-        self._input = inputs[0].name
-        if isinstance(inputs[0].shape[0], int):
-            self.batch = inputs[0].shape[0]
+        (self._input,) = self._session.inputs
 
     def upscale(self, frames: Tensor) -> Tensor:
         """(T, 3, H, W) in [0, 1] → (T, 3, scale·H, scale·W) in [0, 1]. Raises ``ModelError`` for another scale."""
-        out = run_padded(self._session, {self._input: frames.cpu().numpy()}, self.batch)[0]
+        out = self._session.run({self._input: frames.cpu().numpy()})[0]
         if out.shape[-1] != frames.shape[-1] * self.scale:
             raise ModelError(
                 f"{self.path}: enlarges {out.shape[-1] / frames.shape[-1]:g}×, not {self.scale}×. Correct the recipe."
