@@ -23,6 +23,7 @@ from facelock.miniature.alignment import (
     ReaderTask,
     crop_labels,
     embedding,
+    keep_motion,
     warp,
 )
 from facelock.miniature.bundled import load_bundled
@@ -130,8 +131,10 @@ def test_training_goes_on_from_the_weights_that_ship(tmp_path, pool, monkeypatch
         assert torch.equal(vae.state_dict()[name], tensor.float()), name
     load_bundled("blueprint", Blueprint(len(make_tokenizer())))
     load_bundled("judge", RecognitionTask("judge", pool, 1, batch=8).module)
+    with pytest.raises(ConfigError, match="another network"):  # what ships lacks the heads that taught it
+        load_bundled("recogniser", RecognitionTask("recogniser", pool, 1, batch=8).module)
     with pytest.raises(ConfigError, match="cannot go on"):
-        load_bundled("recogniser", Recogniser())
+        load_bundled("judges", Recogniser())
     with pytest.raises(ConfigError, match="another network"):
         load_bundled("vae", AutoencoderKLWan(base_dim=8, z_dim=8, dim_mult=[1, 2, 4], num_res_blocks=1))
 
@@ -153,13 +156,15 @@ def test_training_goes_on_from_the_weights_that_ship(tmp_path, pool, monkeypatch
 def test_networks_read_back_from_onnx_compute_what_the_file_does():
     folder = asset_dir("models") / "miniature"
     crops, source = torch.rand(2, 3, 128, 128), torch.nn.functional.normalize(torch.randn(2, 512))
-    for part, trust in (("aligner", 1.0), ("restorer", 0.0)):
-        net = load_bundled(part, ModelAligner())
-        net.compositor.trust = trust
+    for part in ("restorer", "aligner"):
+        net = load_bundled(part, ModelAligner(restores=part == "restorer"))
         (wanted,) = run_onnx(folder / f"{part}.onnx", crops.numpy(), source.numpy())
         assert np.allclose(wanted, net(crops, source).clamp(0, 1).numpy(), atol=2e-3), part
     reader = load_bundled("reader", Reader())
     assert torch.allclose(reader(crops), net.reader(crops), atol=1e-4)
+    small = torch.rand(2, 3, 112, 112) * 2 - 1
+    (wanted,) = run_onnx(folder / "faces" / "recogniser.onnx", small.numpy())
+    assert np.allclose(wanted, load_bundled("recogniser", Recogniser()).eval()(small).numpy(), atol=5e-3)
     assert not any(layer.training for layer in reader.modules() if isinstance(layer, torch.nn.BatchNorm2d))
     frames = torch.rand(2, 3, 128, 128)
     detector = ScrfdExport(load_bundled("detector", Scrfd()).eval())
@@ -257,7 +262,7 @@ def test_embeddings_are_unit_vectors():
 def test_the_aligners_decoder_draws_what_the_world_renders(pool):
     """With true parameters and a true reading, only sampling blur and hair are left."""
     moments = MomentPool(pool)
-    images, points, labels = moments.shards[0]
+    images, points, labels, _ = moments.shards[0]
     rows = labels["row"]
     face, *_ = data.draw_frames("train", 0, len(images), data.people("frames", len(images)))
     matrices = data.fit_similarity(points[rows], CROP_TEMPLATE)
@@ -286,9 +291,8 @@ def test_readers_and_detector_also_see_what_the_autoencoder_leaves(pool, tmp_pat
     for kind in ("frames", "clips"):
         (root / kind).symlink_to(pool / kind)
     vae = make_vae().eval()
-    latents = encode_clips(vae, ClipPool(root), (0, 8))
     before = len(MomentPool(root).shards)
-    build_decoded(vae, latents, (0, 8), root, windows=2)
+    build_decoded(vae, (0, 8), root, windows=2)
     ((images, face, _, now),) = data.decoded(root)
     assert images.shape == (34, 3, 64, 64) and len(now["yaw"]) == len(face["skull_w"]) == 34
     frame = np.load(root / "decoded" / "0000" / "frame.npy")
@@ -298,7 +302,7 @@ def test_readers_and_detector_also_see_what_the_autoencoder_leaves(pool, tmp_pat
     assert len(task.shards) == len(DetectionTask(pool, 10).shards) + 1
     x, *_ = task.frames(4, torch.Generator().manual_seed(1))
     assert x.shape == (4, 3, 128, 128)
-    build_decoded(vae, latents * 0, (0, 8), root, windows=2)  # what is there is not made again
+    build_decoded(make_vae().eval(), (0, 8), root, windows=2)  # what is there is not made again
     assert np.array_equal(np.load(root / "decoded" / "0000" / "images.npy"), images)
 
 
@@ -319,3 +323,37 @@ def test_a_trip_through_pixels_is_fitted_and_wears_the_context(pool):
         and float(around[0, 2 * 9 + 4, 5]) == 1
         and bool((around[:, 72] == 1).all())
     )
+
+
+def test_the_reader_compares_frames_of_the_same_clip(pool):
+    """What never changes within a clip is the same in both halves of a batch; what moves is not."""
+    moments = MomentPool(pool)
+    kept = [OUTPUTS.index(name) for name in ("temperature", "beard", "glasses", "hair_r", "intensity")]
+    moved = 0.0
+    for seed in range(6):
+        crops, labels = moments.draw(8, torch.Generator().manual_seed(seed))
+        assert crops.shape == (8, 3, 128, 128)
+        assert torch.allclose(labels[:4, kept], labels[4:, kept], atol=1e-5)
+        moved += float((labels[:4] - labels[4:]).abs().mean())
+    assert moved > 0
+
+
+def test_a_reader_that_shrinks_motion_is_stretched(pool):
+    class Shrinking(Reader):
+        def forward(self, crops):
+            mean, deviation = self.get_buffer("mean"), self.get_buffer("deviation")
+            return mean + 0.8 * deviation * (self.truth - mean)
+
+    moments, reader = MomentPool(pool), Shrinking()
+    draw = moments.draw_unseen
+
+    def remembered(n, generator):
+        crops, reader.truth = draw(n, generator)
+        return crops, reader.truth
+
+    moments.draw_unseen = remembered
+    reader.get_buffer("mean").fill_(0.3)
+    factors = keep_motion(reader, moments, batches=1)
+    assert factors == {name: pytest.approx(1.25, abs=1e-4) for name in ("yaw", "pitch", "roll")}
+    assert float(reader.get_buffer("deviation")[OUTPUTS.index("yaw")]) == pytest.approx(1.25, abs=1e-4)
+    assert float(reader.get_buffer("deviation")[OUTPUTS.index("open")]) == 1.0

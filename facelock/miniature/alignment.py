@@ -94,16 +94,23 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
+Shard = tuple[np.ndarray, Tensor, Params, int]
+"""Pictures, landmarks, labels, and how many in a row are of one clip."""
+
+
 class MomentPool:
-    """Rendered frames and clips with what the reader must read: exact labels, recomputed from the shards' seeds."""
+    """Rendered frames and clips with what the reader must read: exact labels, recomputed from the shards' seeds.
+
+    The last of several ``decoded`` shards is kept from training, to measure on.
+    """
 
     def __init__(self, root: Path) -> None:
-        self.shards: list[tuple[np.ndarray, Tensor, Params]] = []
+        self.shards: list[Shard] = []
         for i, s in enumerate(data.shards("frames", root)):
             count, size = s["images"].shape[0], s["images"].shape[-1]
             face, look, now, nobody = data.draw_frames("train", i, count, data.people("frames", count))
             keep = torch.nonzero(~nobody).flatten()
-            self._add(s["images"], keep, face, look, now, size)
+            self._add(s["images"], keep, face, look, now, size, 1)
         for i, s in enumerate(data.shards("clips", root)):
             count, frames = s["images"].shape[:2]
             face, look, now, _ = data.draw_clips("train", i, count, data.people("clips", count), frames)
@@ -114,14 +121,20 @@ class MomentPool:
                 look,
                 now,
                 64,
+                frames,
             )
 
+        self.rendered = len(self.shards)
         for images, face, look, now in data.decoded(root):
-            self._add(images, torch.arange(len(images)), face, look, now, 64)
+            self._add(images, torch.arange(len(images)), face, look, now, 64, data.WINDOW)
+        self.unseen = self.shards[-1]
+        if len(self.shards) > self.rendered + 1:
+            del self.shards[-1]
 
     def _add(
-        self, images: np.ndarray, keep: Tensor, face: Params, look: Params, now: Params, size: int
+        self, images: np.ndarray, keep: Tensor, face: Params, look: Params, now: Params, size: int, run: int
     ) -> None:
+        """Take pictures over; each ``run`` of them, one after the other, is of one clip."""
         points, _ = world.landmarks(face, now, size)
         glasses = torch.tensor(world.GLASSES)[look["glasses_colour"].long().clamp(0, 3)]
         hair = world.hair_rgb(look)
@@ -132,12 +145,26 @@ class MomentPool:
             f"gl_{c}": glasses[:, i] for i, c in enumerate("rgb")
         }
         labels["open"], labels["blink"] = labels["open"].clamp(min=0), (labels["blink"] * 1.3).clamp(0, 1)
-        self.shards.append((images, points, {k: v[keep] for k, v in labels.items()} | {"row": keep}))
+        self.shards.append((images, points, {k: v[keep] for k, v in labels.items()} | {"row": keep}, run))
 
-    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Canonical crops (n, 3, 128, 128) with a detector's jitter, and their labels (n, len(OUTPUTS))."""
-        images, points, labels = self.shards[int(torch.randint(len(self.shards), (1,), generator=generator))]
-        pick = torch.randint(labels["row"].shape[0], (n,), generator=generator)
+    def draw(self, n: int, generator: torch.Generator, *, decoded: bool = False) -> tuple[Tensor, Tensor]:
+        """Canonical crops (n, 3, 128, 128) with a detector's jitter, and their labels (n, len(OUTPUTS)).
+
+        As rendered, or ``decoded``: as the autoencoder leaves them, where that set was built. The second half shows
+        other frames of the clips of the first half, or the same picture again where it is of no clip.
+        """
+        choice = self.shards[self.rendered :] if decoded else self.shards[: self.rendered]
+        return self._crops(choice or self.shards, n, generator)
+
+    def draw_unseen(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The same out of the pictures that :meth:`draw` leaves out."""
+        return self._crops([self.unseen], n, generator)
+
+    def _crops(self, choice: list[Shard], n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        images, points, labels, run = choice[int(torch.randint(len(choice), (1,), generator=generator))]
+        first = torch.randint(labels["row"].shape[0], (n // 2,), generator=generator)
+        other = first // run * run + torch.randint(run, (n // 2,), generator=generator)
+        pick = torch.cat([first, other])
         rows = labels["row"][pick]
         size = images.shape[-1]
         matrices = data.jitter(data.fit_similarity(points[rows], CROP_TEMPLATE), SIDE, generator)
@@ -174,6 +201,13 @@ def crop_labels(labels: Params, matrices: Tensor, size: int) -> Tensor:
     return torch.stack([out[k] for k in OUTPUTS], 1)
 
 
+LIGHT = ("light_x", "light_y", "ambient", "intensity", "temperature")
+CHANGE = 2.0
+"""Weight of the reader's error in what changes within a clip, beside its error in each frame."""
+DECODED = 0.65
+"""Share of the reader's batches that the autoencoder has compressed, which is what it meets in a clip."""
+
+
 class ReaderTask:
     """Trains the aligner's reader: pose, expression, gaze, light and look of a crop, however blurred."""
 
@@ -189,20 +223,50 @@ class ReaderTask:
         self.module.deviation.copy_(sample.std(0).clamp(min=1e-3))  # type: ignore[operator, union-attr]
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Crops (B, 3, 128, 128), often blurred, and what they show, (B, len(OUTPUTS))."""
-        x, labels = self.pool.draw(self.batch, generator)
-        if torch.rand(1, generator=generator) < 0.7:
+        """Crops (B, 3, 128, 128), often blurred, and what they show (B, len(OUTPUTS)); halves as the pool has them."""
+        decoded = bool(torch.rand(1, generator=generator) < DECODED)
+        x, labels = self.pool.draw(self.batch, generator, decoded=decoded)
+        if torch.rand(1, generator=generator) < (0.3 if decoded else 0.7):
             x = degrade(x, generator, 0.14)
         return x, labels
 
     def loss(self, step: int, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean squared error of the standardised labels; place and pose count double."""
+        """Squared error of the standardised labels, and of their change within a clip, which makes motion and flicker.
+
+        Place, pose and light count double.
+        """
         x, labels = batch
         out = self.module.standard(x.contiguous(memory_format=torch.channels_last)).float()  # type: ignore[operator, union-attr]
-        error = (out - (labels - self.module.mean) / self.module.deviation).clamp(-6, 6).square().mean(0)  # type: ignore[operator, union-attr]
-        weight = torch.ones(len(OUTPUTS), device=error.device)
-        weight[:9] = 2
-        return (error * weight).mean(), {"pose": error[:6].mean(), "face": error[6:12].mean()}
+        wrong = out - (labels - self.module.mean) / self.module.deviation  # type: ignore[operator, union-attr]
+        half = len(wrong) // 2
+        error = wrong.clamp(-6, 6).square().mean(0)
+        change = (wrong[:half] - wrong[half:]).clamp(-6, 6).square().mean(0)
+        double = [name in ("open", "blink") or i < 6 or name in LIGHT for i, name in enumerate(OUTPUTS)]
+        weight = 1 + torch.tensor(double, device=error.device).float()
+        loss = ((error + CHANGE * change) * weight).mean()
+        return loss, {"pose": error[:6].mean(), "face": error[6:12].mean(), "change": change.mean()}
+
+
+STRETCHED = ("yaw", "pitch", "roll")
+STRETCH_LIMIT = 1.5
+
+
+@torch.no_grad()
+def keep_motion(reader: nn.Module, pool: MomentPool, batches: int = 40) -> dict[str, float]:
+    """Stretch the reader's pose about its mean until it moves as much within a clip as the truth does.
+
+    Least squares shrinks what it cannot see well, so a head would turn less after the lock than before. Measured on
+    pictures that it was not trained on. Returns the factors, from 1 to ``STRETCH_LIMIT``: square roots of the ratio of
+    the variances of changes.
+    """
+    drawn = [pool.draw_unseen(64, torch.Generator().manual_seed(i)) for i in range(batches)]
+    truth = torch.cat([labels[:32] - labels[32:] for _, labels in drawn])
+    read = torch.cat([out[:32] - out[32:] for out in (reader.eval()(x) for x, _ in drawn)])
+    ratio = (truth.square().mean(0) / read.square().mean(0).clamp(min=1e-9)).sqrt().clamp(1, STRETCH_LIMIT)
+    factors = {name: float(ratio[OUTPUTS.index(name)]) for name in STRETCHED}
+    for name, factor in factors.items():
+        reader.get_buffer("deviation")[OUTPUTS.index(name)] *= factor
+    return factors
 
 
 class IdentityReaderTask:
@@ -240,7 +304,7 @@ class AlignmentTask:
         self.pool = PairPool("faces", root, partial(embedding, self.recogniser))
         self.weight = face_weight()
         torch.manual_seed(4)
-        self.module: nn.Module = ModelAligner(recogniser.get_buffer("lift"))
+        self.module: nn.Module = ModelAligner(recogniser.get_buffer("lift"), restores=name == "restorer")
         self.module.reader.requires_grad_(False)  # type: ignore[operator, union-attr]
         self.module.identity.requires_grad_(False)  # type: ignore[operator, union-attr]
 

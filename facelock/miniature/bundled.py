@@ -32,14 +32,15 @@ FILES = {
 GRAPHS = {
     "aligner": ("aligner.onnx", "net."),
     "restorer": ("restorer.onnx", "net."),
+    "recogniser": ("faces/recogniser.onnx", ""),
     "reader": ("aligner.onnx", "net.reader."),
     "identity_reader": ("aligner.onnx", "net.identity."),
     "detector": ("faces/detector.onnx", "net."),
     "upscaler": ("upscaler.onnx", "net."),
 }
 """Part → file, and what its graph puts before the module's names."""
-DERIVED = ("embed_tokens.weight", "num_batches_tracked", "running_mean", "running_var")
-"""Ends of names that are not stored: they share another's tensor, or count."""
+DERIVED = ("embed_tokens.weight", "num_batches_tracked", "running_mean", "running_var", "lift")
+"""Ends of names that need not be stored: they share another's tensor, count, or are always the same."""
 
 
 def load_bundled(part: str, module: nn.Module, folder: Path | None = None) -> nn.Module:

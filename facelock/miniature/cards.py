@@ -61,16 +61,17 @@ CARDS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "synthesis, as 3-D morphable model methods have it (Blanz & Vetter 1999; Thies et al. 2019, arXiv:1904.12356): "
         "one network reads pose, expression, gaze, light, glasses and beard off the crop, another reads the face's "
         "parameters off the identity embedding alone, **the world's own renderer, as a fixed differentiable layer, "
-        "draws that face in that moment**, and a U-Net blends in its outline and the hair. Be clear about what this "
-        "means: the decoder knows the drawn world exactly, so its figures say what the closed loop does with a good "
-        "aligner, not how well an aligner can be learned for real faces. The identity travels only through the 512 "
-        "numbers.",
+        "draws that face in that moment** (at 64 pixels, all that the blueprint holds), and a small U-Net blends in "
+        "its outline and the hair. Be clear about what this means: the decoder knows the drawn world exactly, so its "
+        "figures say what the closed loop does with a good aligner, not how well an aligner can be learned for real "
+        "faces. The identity travels only through the 512 numbers.",
     ),
     "restorer.md": (
         "Face restorer, identity-conditioned, inswapper format",
         ("restorer",),
-        "`restorer.onnx`: the aligner's architecture, trained on from it with the right person, blurred, as input in "
-        "85 of 100 pictures. What is said of the aligner's decoder holds here too.",
+        "`restorer.onnx`: the aligner's architecture at 128 pixels with a larger U-Net, which began as an earlier "
+        "aligner's (2500 steps) and was trained on with the right person, blurred, as input in 85 of 100 pictures. "
+        "What is said of the aligner's decoder holds here too.",
     ),
     "upscaler.md": (
         "Upscaler ×4",

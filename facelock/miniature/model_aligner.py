@@ -25,6 +25,9 @@ from facelock.nets.modulated import Modulated
 from facelock.nets.recogniser import Residual, _down
 
 SIDE = 128
+"""Pixels of a crop."""
+LOW = 64
+"""Side at which the aligner draws and blends: the blueprint's crops hold no more, and it is 3 times as fast."""
 HAIRLINE = 24
 """Row of the crop above which hair may hang; the drawing has none."""
 MOMENT = (
@@ -124,13 +127,17 @@ def face_parameters(vector: Tensor) -> Params:
     return out
 
 
-def coverage_around(alpha: Tensor) -> Tensor:
-    """Mean coverage of the 13 × 13 pixels around each: below 1 near the outline."""
-    return F.avg_pool2d(alpha, 13, 1, 6)
+def resized(pictures: Tensor, side: int) -> Tensor:
+    """(B, C, S, S) at ``side``: averaged when that is smaller, bilinear when it is larger."""
+    if pictures.shape[-1] > side:
+        return F.avg_pool2d(pictures, pictures.shape[-1] // side)
+    if pictures.shape[-1] < side:
+        return F.interpolate(pictures, size=(side, side), mode="bilinear", align_corners=False)
+    return pictures
 
 
 class Compositor(nn.Module):
-    """Where the drawn face replaces the crop, and what is left to correct: a U-Net at a quarter of the side."""
+    """Where the drawn face replaces the crop, and what is left to correct: a U-Net on cells of ``side`` ÷ 32 pixels."""
 
     def __init__(
         self,
@@ -139,57 +146,69 @@ class Compositor(nn.Module):
         embedding: int = 512,
         condition: int = 96,
         trust: float = 1.0,
+        side: int = SIDE,
     ) -> None:
         """``trust`` in the drawing away from its outline: 1 for the aligner, 0 for the restorer."""
         super().__init__()
-        self.trust = trust
-        c = channels
+        self.trust, self.side, self.cell = trust, side, side // 32
+        c, area = channels, self.cell**2
         self.condition = nn.Sequential(nn.Linear(embedding, condition), nn.SiLU())
-        self.enter = nn.Conv2d(7 * 16, c, 3, padding=1)
+        self.enter = nn.Conv2d(7 * area, c, 3, padding=1)
         self.shallow_in = Modulated(c, condition)
         self.down = nn.Conv2d(c, 2 * c, 3, 2, 1)
         self.deep = nn.ModuleList([Modulated(2 * c, condition) for _ in range(deep)])
         self.up = nn.Conv2d(2 * c, 4 * c, 1)
         self.shallow_out = nn.ModuleList([Modulated(c, condition) for _ in range(2)])
-        self.leave = nn.Conv2d(c, 4 * 16, 3, padding=1)
-        below = ((torch.arange(SIDE) - HAIRLINE) / 12).clamp(0, 1).view(1, 1, SIDE, 1)
+        self.leave = nn.Conv2d(c, 4 * area, 3, padding=1)
+        scale = side / SIDE
+        below = ((torch.arange(side) - HAIRLINE * scale) / (12 * scale)).clamp(0, 1).view(1, 1, side, 1)
         self.register_buffer("below_hair", below, persistent=False)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, crop: Tensor, drawn: Tensor, alpha: Tensor, source: Tensor) -> Tensor:
-        """(B, 3, S, S) crop, drawing and its coverage (B, 1, S, S) → (B, 3, S, S)."""
+        """(B, 3, 128, 128) crop, drawing (B, 3, side, side), its coverage (B, 1, side, side) → (B, 3, 128, 128)."""
         condition = self.condition(source * 22.6)
-        packed = F.pixel_unshuffle(torch.cat([crop * 2 - 1, drawn * 2 - 1, alpha * 2 - 1], 1), 4)
-        a = self.shallow_in(self.enter(packed), condition)
+        seen = torch.cat([resized(crop, self.side) * 2 - 1, drawn * 2 - 1, alpha * 2 - 1], 1)
+        a = self.shallow_in(self.enter(F.pixel_unshuffle(seen, self.cell)), condition)
         h = self.down(a)
         for block in self.deep:
             h = block(h, condition)
         h = F.pixel_shuffle(self.up(h), 2) + a
         for block in self.shallow_out:
             h = block(h, condition)
-        change = F.pixel_shuffle(self.leave(h), 4)
+        change = F.pixel_shuffle(self.leave(h), self.cell)
         mask = torch.sigmoid(change[:, 3:] + alpha * 8 - 4)
         # Trained on blurred pictures, the mask hedges between crop and drawing, which fades eyes and mouth. Away from
         # the outline, and below the hair, the aligner has nothing to blend: the drawing is taken as it is.
-        inner = ((coverage_around(alpha) - 0.55) / 0.45).clamp(0, 1) * self.below_hair * self.trust
-        return crop + torch.maximum(mask, inner) * (drawn + change[:, :3] * (1 - inner) - crop)
+        inner = ((self._coverage_around(alpha) - 0.55) / 0.45).clamp(0, 1) * self.below_hair * self.trust
+        mask = resized(torch.maximum(mask, inner), SIDE)
+        return crop + mask * (resized(drawn + change[:, :3] * (1 - inner), SIDE) - crop)
+
+    def _coverage_around(self, alpha: Tensor) -> Tensor:
+        """Mean coverage of the tenth of the side around each pixel: below 1 near the outline."""
+        reach = 6 * self.side // SIDE
+        return F.avg_pool2d(alpha, 2 * reach + 1, 1, reach)
 
 
 class ModelAligner(nn.Module):
     """inswapper's: ``target`` (B, 3, 128, 128) in [0, 1], ``source`` (B, 512) unit norm → (B, 3, 128, 128)."""
 
-    def __init__(self, lift: Tensor | None = None) -> None:
+    def __init__(self, lift: Tensor | None = None, *, restores: bool = False) -> None:
+        """The aligner, or with ``restores`` the restorer: it draws finer, and trusts its input more."""
         super().__init__()
-        self.reader, self.identity, self.compositor = Reader(), IdentityReader(lift), Compositor()
+        self.reader, self.identity = Reader(), IdentityReader(lift)
+        self.compositor = (
+            Compositor(trust=0.0) if restores else Compositor(channels=16, deep=2, condition=32, side=LOW)
+        )
 
     def draw(self, target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         """The reference's face in the crop's moment, and its coverage."""
         values = self.reader(target)
         v = {name: values[:, i] for i, name in enumerate(OUTPUTS)}
-        # Where the eyes cannot be read, the reader says the mean of open and shut: open it is, unless it is sure.
-        v["blink"] = ((v["blink"] - 0.45) / 0.45).clamp(0, 1)
-        return draw_face(face_parameters(self.identity(source)), v)
+        # On decoded frames the reader says .05 of open eyes, mostly below .30, and .58 of shut ones (docs/training.md).
+        v["blink"] = ((v["blink"] - 0.3) / 0.4).clamp(0, 1)
+        return draw_face(face_parameters(self.identity(source)), v, self.compositor.side)
 
     def forward(self, target: Tensor, source: Tensor) -> Tensor:
         """Repaint ``target`` with the identity of ``source``."""
@@ -205,8 +224,8 @@ class _Face(world.Portrait):
         return torch.cat([self.look[k].view(-1, 1) for k in ("gl_r", "gl_g", "gl_b")], 1).clamp(0, 1)
 
 
-def draw_face(face: Params, values: Params) -> tuple[Tensor, Tensor]:
-    """Draw ``face`` with the reader's values: (B, 3, 128, 128) and coverage (B, 1, 128, 128)."""
+def draw_face(face: Params, values: Params, side: int = SIDE) -> tuple[Tensor, Tensor]:
+    """Draw ``face`` with the reader's values: (B, 3, side, side) and coverage (B, 1, side, side)."""
     now = {k: values[k] for k in MOMENT}
     now["scale"] = now["scale"].clamp(0.3, 3.0)
     look = {k: values[k] for k in LOOK}
@@ -214,5 +233,5 @@ def draw_face(face: Params, values: Params) -> tuple[Tensor, Tensor]:
         look[k] = look[k].clamp(0, 1)
     zero = torch.zeros_like(values["yaw"])
     look["hair_style"] = zero
-    rays = world.frame_rays(values["yaw"].shape[0], SIDE, values["yaw"].device)
+    rays = world.frame_rays(values["yaw"].shape[0], side, values["yaw"].device)
     return _Face(face, look, now, rays).draw_face()

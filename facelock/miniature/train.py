@@ -17,6 +17,7 @@ from facelock.assets import asset_dir
 from facelock.miniature import data
 from facelock.miniature.bundled import load_bundled
 from facelock.miniature.trainer import Task, Trainer, averaged
+from facelock.nets.recogniser import Recogniser
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ STEPS = {
     "reader": 5000,
     "identity_reader": 3000,
     "aligner": 2500,
-    "restorer": 600,
+    "restorer": 3000,
     "upscaler": 1000,
     "blueprint": 7900,
 }
@@ -84,6 +85,9 @@ class Workshop:
     def _whitened(self, part: str, kind: str) -> nn.Module:
         from facelock.miniature.recognition import FacePool, RecognitionTask, whiten
 
+        if part == "recogniser" and not (self.folder(part) / "state.safetensors").is_file():
+            log.info("no recogniser was trained here: taking the one that ships")
+            return load_bundled(part, Recogniser()).eval()
         task = RecognitionTask(part, self.pool, 1)
         net = averaged(self.folder(part), task.module)["net"]  # type: ignore[index]
         path = self.folder(part) / "whiten.safetensors"
@@ -121,6 +125,7 @@ class Workshop:
         path = self.folder("vae") / "latents.safetensors"
         if not path.is_file():
             log.info("encoding the clips")
+            path.parent.mkdir(parents=True, exist_ok=True)
             save_file({"latents": encode_clips(self.vae(), ClipPool(self.pool), OFFSETS).half()}, path)
         return load_file(path)["latents"].float()
 
@@ -168,17 +173,22 @@ def build_set(shop: Workshop, kind: str, count: int | None) -> None:
         return
     from facelock.miniature.vae import build_decoded
 
-    build_decoded(shop.vae(), shop.latents(), OFFSETS, shop.pool)
+    build_decoded(shop.vae(), OFFSETS, shop.pool)
 
 
 def _alignment_task(part: str, shop: Workshop, steps: int) -> Task:
     from facelock.miniature.alignment import AlignmentTask
 
     task = AlignmentTask(part, shop.pool, shop.recogniser(), steps)  # type: ignore[arg-type]
-    if part == "restorer":
-        averaged(shop.folder("aligner"), task.module)
-    averaged(shop.folder("reader"), task.module.reader)  # type: ignore[arg-type]
-    averaged(shop.folder("identity_reader"), task.module.identity)  # type: ignore[arg-type]
+    readers: tuple[tuple[str, nn.Module], ...] = (
+        ("reader", task.module.reader),  # type: ignore[assignment]
+        ("identity_reader", task.module.identity),
+    )
+    for name, module in readers:
+        if (shop.folder(name) / "state.safetensors").is_file():
+            averaged(shop.folder(name), module)
+        else:
+            load_bundled(name, module)
     task.module.train()
     return task
 
@@ -235,13 +245,15 @@ def _net(kind: str) -> nn.Module:
 
 def _swapper(shop: Workshop, part: str) -> nn.Module:
     """The compositor of ``part`` around the latest readers, which may have learned on; else as they ship."""
+    from facelock.miniature.alignment import MomentPool, keep_motion
     from facelock.miniature.model_aligner import ModelAligner
 
-    net = ModelAligner()
-    net.compositor.trust = 1.0 if part == "aligner" else 0.0
+    net = ModelAligner(restores=part == "restorer")
     for name, module in ((part, net), ("reader", net.reader), ("identity_reader", net.identity)):
         if (shop.folder(name) / "state.safetensors").is_file():
             averaged(shop.folder(name), module)
+            if name == "reader" and part == "aligner":  # what the restorer reads is sharp
+                log.info("pose stretched by %s", keep_motion(module, MomentPool(shop.pool)))
         elif name == part:
             load_bundled(part, net)
     return net.eval()

@@ -6,6 +6,7 @@ the disease FaceLock cures, so only eyes and mouth are asked to stay readable (b
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
 from facelock.miniature import data
+
+log = logging.getLogger(__name__)
 
 CHANNELS = 8
 
@@ -109,19 +112,18 @@ def _device(vae: nn.Module) -> torch.device:
 @torch.no_grad()
 def encode_clips(vae: nn.Module, pool: ClipPool, offsets: tuple[int, ...], batch: int = 10) -> Tensor:
     """Latent means of every clip's 17-frame windows at ``offsets``: (clips, len(offsets), 8, 5, 16, 16)."""
-    out, device = [], _device(vae)
+    out = []
     for s in pool.shards:
         for i in range(0, s["images"].shape[0], batch):
-            x = (
-                torch.from_numpy(np.ascontiguousarray(s["images"][i : i + batch])).to(device).float() / 127.5
-                - 1
-            )
-            windows = [
-                vae.encode(x[:, o : o + data.WINDOW].transpose(1, 2)).latent_dist.mean.float()
-                for o in offsets
-            ]
-            out.append(torch.stack(windows, 1).cpu())
+            windows = [_encode(vae, s["images"][i : i + batch, o : o + data.WINDOW]) for o in offsets]
+            out.append(torch.stack(windows, 1))
     return torch.cat(out)
+
+
+def _encode(vae: nn.Module, frames: np.ndarray) -> Tensor:
+    """(n, 17, 3, 64, 64) bytes → (n, 8, 5, 16, 16) latent means, on the CPU."""
+    x = torch.from_numpy(np.array(frames)).to(_device(vae)).float() / 127.5 - 1
+    return vae.encode(x.transpose(1, 2)).latent_dist.mean.float().cpu()
 
 
 @torch.no_grad()
@@ -160,36 +162,35 @@ def neighbourhoods(z: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def build_decoded(
-    vae: nn.Module, latents: Tensor, offsets: tuple[int, ...], root: Path, windows: int = 120
-) -> None:
+def build_decoded(vae: nn.Module, offsets: tuple[int, ...], root: Path, windows: int = 480) -> None:
     """Render the ``decoded`` set: windows of the clips as the autoencoder leaves them, a little noise on the latents.
 
     What detector and aligner meet in a clip. Shard i belongs to shard i of the clips; ``frame`` says which of its
     frames each picture shows.
     """
-    deviation, done = latents.std((0, 1, 3, 4, 5)).view(1, -1, 1, 1, 1), 0
     for number, clip in enumerate(data.shards("clips", root)):
         count, length = clip["images"].shape[:2]
         folder = root / "decoded" / f"{number:04d}"
-        if not folder.is_dir():
-            g = data.seeded(41, number)
-            row = torch.randperm(count, generator=g)[:windows]
-            which = torch.randint(len(offsets), (len(row),), generator=g)
-            z = latents[done + row, which].float()
-            amount = 0.25 * torch.rand(len(row), 1, 1, 1, 1, generator=g)
-            z = z + amount * deviation * torch.randn(z.shape, generator=g)
-            device = _device(vae)
-            with torch.autocast(device.type, torch.bfloat16):
-                frames = torch.cat([vae.decode(part.to(device)).sample.float().cpu() for part in z.split(4)])
-            frame = (row * length + torch.tensor(offsets)[which])[:, None] + torch.arange(data.WINDOW)
-            part = folder.with_suffix(".part")
-            part.mkdir(parents=True, exist_ok=True)
-            images = ((frames.transpose(1, 2) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
-            np.save(part / "images.npy", images.flatten(0, 1).numpy())
-            np.save(part / "frame.npy", frame.flatten().numpy())
-            part.rename(folder)
-        done += count
+        if folder.is_dir():
+            continue
+        log.info("decoded shard %d", number + 1)
+        g = data.seeded(41, number)
+        row = torch.randperm(count, generator=g)[:windows]
+        first = torch.tensor(offsets)[torch.randint(len(offsets), (len(row),), generator=g)]
+        frame = (row * length + first)[:, None] + torch.arange(data.WINDOW)
+        pictures = clip["images"].reshape(-1, *clip["images"].shape[2:])
+        z = torch.cat([_encode(vae, pictures[part.numpy()]) for part in frame.split(4)])
+        amount = 0.25 * torch.rand(len(row), 1, 1, 1, 1, generator=g)
+        z = z + amount * z.std((0, 2, 3, 4), keepdim=True) * torch.randn(z.shape, generator=g)
+        device = _device(vae)
+        with torch.autocast(device.type, torch.bfloat16):
+            frames = torch.cat([vae.decode(part.to(device)).sample.float().cpu() for part in z.split(4)])
+        part = folder.with_suffix(".part")
+        part.mkdir(parents=True, exist_ok=True)
+        images = ((frames.transpose(1, 2) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+        np.save(part / "images.npy", images.flatten(0, 1).numpy())
+        np.save(part / "frame.npy", frame.flatten().numpy())
+        part.rename(folder)
 
 
 @torch.no_grad()
