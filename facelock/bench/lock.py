@@ -21,23 +21,28 @@ ROUNDS = 7
 def run(
     *,
     seconds: float = 4.0,
-    identities: int = 1,
+    identities: int = 4,
     seed: int = 0,
     out: Path | None = None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Time both arms on the same blueprint-sized frames, interleaved; medians of ``ROUNDS``."""
+    """Time both arms on the same blueprint-sized frames, interleaved; medians of ``ROUNDS``.
+
+    Each of the ``identities`` is locked onto a clip of ``seconds`` of somebody else.
+    """
     pipeline = Pipeline.from_recipe("miniature", device)
     parts = pipeline.parts
-    who, other = cast.member(0), cast.member(identities)
-    identity = cast.identity(who, parts)
-    frames, _ = cast.true_clip(other, round(seconds * float(pipeline.fps)), 64, seed)
+    count = round(seconds * float(pipeline.fps))
+    clips = [
+        (cast.true_clip(cast.member(k + 1), count, 64, seed)[0], cast.identity(cast.member(k), parts))
+        for k in range(identities)
+    ]
     swap = PlainSwap(parts)
     times: dict[str, list[float]] = {"insightface loop": [], "FaceLock's lock": []}
     arms = {
-        "insightface loop": lambda: swap(frames, identity),
-        "FaceLock's lock": lambda: parts.locker.lock(frames, [identity]),
+        "insightface loop": lambda: [swap(frames, identity) for frames, identity in clips],
+        "FaceLock's lock": lambda: [parts.locker.lock(frames, [identity]) for frames, identity in clips],
     }
     for r in range(ROUNDS + 1):
         for name, work in arms.items():
@@ -48,10 +53,10 @@ def run(
                 times[name].append(time.perf_counter() - began)
         if progress:
             progress("rounds", r, ROUNDS)
-    medians = {k: statistics.median(v) * 1000 / len(frames) for k, v in times.items()}
+    medians = {k: statistics.median(v) * 1000 / (count * identities) for k, v in times.items()}
     ratio = medians["insightface loop"] / medians["FaceLock's lock"]
     rows = [[k, number(v, 2)] for k, v in medians.items()] + [["ratio", number(ratio, 2)]]
-    command = f"facelock bench lock --seconds {seconds:g}"
+    command = f"facelock bench lock --seconds {seconds:g} --identities {identities}"
     return publish(
         "lock", command, table(["arm", "ms per frame"], rows), {"ms": medians, "ratio": ratio}, out
     )
