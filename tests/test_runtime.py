@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -80,6 +81,15 @@ def test_rows_depend_on_nothing_but_themselves(model, threads):
         assert np.array_equal(session.run({"x": x[3 : 3 + count]})[0], whole[3 : 3 + count])
     assert np.array_equal(session.run({"x": x[::-1]})[0], whole[::-1])
     assert session.run({"x": x[:0]})[0].shape == (0, 33)
+
+
+def test_every_batch_has_one_shape(model):
+    session, fed = BatchSession(model), []
+    session.session = SimpleNamespace(run=lambda _, x: fed.append(x["x"].shape) or [x["x"][:, :33]])
+    for count in (0, 1, 2, 5, 11):
+        rows = np.arange(count * 64, dtype=np.float32).reshape(count, 64)
+        assert np.array_equal(session.run({"x": rows})[0], rows[:, :33])
+    assert set(fed) == {(session.batch, 64)} and len(fed) == 1 + 1 + 1 + 3 + 6
 
 
 def test_a_session_is_on_the_device_that_was_asked_for(model):
