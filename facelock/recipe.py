@@ -34,6 +34,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 Ladder = Annotated[tuple[Annotated[float, Field(gt=0, le=2)], ...], Field(min_length=1, max_length=16)]
 Batch = Annotated[int, Field(ge=1, le=1024)]
+"""Rows that a network takes at once on a GPU; on a CPU, ``facelock.runtime.CPU_BATCH`` at most, side by side."""
 
 
 def _exact(rate: object) -> object:

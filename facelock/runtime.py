@@ -98,12 +98,16 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(". ")
 
 
+def fixed(dimension: object) -> int | None:
+    """A dimension of an ONNX input when the file fixes it."""
+    return dimension if isinstance(dimension, int) and dimension > 0 else None
+
+
 class BatchSession:
     """An ONNX file whose rows run in batches of one fixed, padded shape, so that no row's bits depend on another's.
 
     On a CPU, small batches run side by side, one thread each: they stay in a core's cache, and no operator waits for
-    threads (1.7 times as many rows a second as threads inside the operators, on two cores; ``facelock bench lock``).
-    A row's bits then do not depend on the number of threads either.
+    threads. A row's bits then do not depend on the number of threads either.
     """
 
     def __init__(self, path: str | Path, device: torch.device | str = "cpu", *, batch: int = 16) -> None:
@@ -118,8 +122,8 @@ class BatchSession:
         self.outputs: dict[str, list[int | str | None]] = {
             o.name: o.shape for o in self.session.get_outputs()
         }
-        fixed = [shape[0] for shape in self.inputs.values() if shape and isinstance(shape[0], int)]
-        self.batch: int = fixed[0] if fixed and fixed[0] > 0 else min(batch, CPU_BATCH) if on_cpu else batch
+        own = [rows for shape in self.inputs.values() if shape and (rows := fixed(shape[0]))]
+        self.batch: int = own[0] if own else min(batch, CPU_BATCH if on_cpu else batch)
         self._lanes = ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1, "facelock-onnx")
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:

@@ -100,6 +100,7 @@ def test_rows_do_not_depend_on_their_neighbours(path):
 
 def test_a_file_made_for_one_face_at_a_time_works(tmp_path, path):
     single = InSwapper(swapper(tmp_path / "one.onnx", batch=1), encoder="e", batch=16)
+    assert single._session.batch == 1
     crops, identity = rows(3)
     assert torch.allclose(
         single.align(crops, identity), InSwapper(path, encoder="e").align(crops, identity), atol=1e-6

@@ -49,7 +49,7 @@ def test_frames_are_enlarged_each_by_itself(tmp_path):
 
 def test_a_fixed_batch_is_kept(tmp_path):
     net = OnnxUpscaler(enlarger(tmp_path / "x2.onnx", 2, batch=1), scale=2, batch=8)
-    assert net.upscale(torch.rand(3, 3, 8, 8)).shape == (3, 3, 16, 16)
+    assert net._session.batch == 1 and net.upscale(torch.rand(3, 3, 8, 8)).shape == (3, 3, 16, 16)
 
 
 def test_what_is_no_upscaler_is_refused(tmp_path):

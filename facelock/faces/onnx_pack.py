@@ -19,7 +19,7 @@ from torch import Tensor
 from facelock.errors import FaceLockError, ModelError
 from facelock.geometry import ARCFACE112, similarity_from_landmarks, warp_crops
 from facelock.protocols import Encoder
-from facelock.runtime import BatchSession
+from facelock.runtime import BatchSession, fixed
 from facelock.types import CropSpec, Faces, Thresholds
 from facelock.weights import encoder_id
 
@@ -69,11 +69,6 @@ class OnnxEncoder:
         """(N, 3, 112, 112) in [0, 1] → (N, D) float32 on the CPU, unit length."""
         blob = crops.detach().cpu().float().numpy() * np.float32(2) - np.float32(1)
         return unit_rows(self._session.run({self._input: blob})[0], self.id)
-
-
-def fixed(dimension: object) -> int | None:
-    """A dimension of an ONNX input when the file fixes it."""
-    return dimension if isinstance(dimension, int) and dimension > 0 else None
 
 
 class OnnxPack:

@@ -127,9 +127,8 @@ class MomentPool:
         self.rendered = len(self.shards)
         for images, face, look, now in data.decoded(root):
             self._add(images, torch.arange(len(images)), face, look, now, 64, data.WINDOW)
-        self.unseen = self.shards[-1]
-        if len(self.shards) > self.rendered + 1:
-            del self.shards[-1]
+        several = len(self.shards) > self.rendered + 1
+        self.unseen = self.shards.pop() if several else self.shards[-1]
 
     def _add(
         self, images: np.ndarray, keep: Tensor, face: Params, look: Params, now: Params, size: int, run: int
@@ -202,10 +201,18 @@ def crop_labels(labels: Params, matrices: Tensor, size: int) -> Tensor:
 
 
 LIGHT = ("light_x", "light_y", "ambient", "intensity", "temperature")
+DOUBLE = ("yaw", "pitch", "roll", "scale", "tx", "ty", "open", "blink", *LIGHT)
+"""What counts double in the reader's loss: motion and flicker hang on it."""
 CHANGE = 2.0
 """Weight of the reader's error in what changes within a clip, beside its error in each frame."""
 DECODED = 0.65
 """Share of the reader's batches that the autoencoder has compressed, which is what it meets in a clip."""
+
+
+def change_in_clip(rows: Tensor) -> Tensor:
+    """(n, ...) drawn from a :class:`MomentPool` → (n ÷ 2, ...): each moment minus the other of its clip."""
+    half = len(rows) // 2
+    return rows[:half] - rows[half:]
 
 
 class ReaderTask:
@@ -233,16 +240,14 @@ class ReaderTask:
     def loss(self, step: int, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of the standardised labels, and of their change within a clip, which makes motion and flicker.
 
-        Place, pose and light count double.
+        ``DOUBLE`` counts double.
         """
         x, labels = batch
         out = self.module.standard(x.contiguous(memory_format=torch.channels_last)).float()  # type: ignore[operator, union-attr]
         wrong = out - (labels - self.module.mean) / self.module.deviation  # type: ignore[operator, union-attr]
-        half = len(wrong) // 2
         error = wrong.clamp(-6, 6).square().mean(0)
-        change = (wrong[:half] - wrong[half:]).clamp(-6, 6).square().mean(0)
-        double = [name in ("open", "blink") or i < 6 or name in LIGHT for i, name in enumerate(OUTPUTS)]
-        weight = 1 + torch.tensor(double, device=error.device).float()
+        change = change_in_clip(wrong).clamp(-6, 6).square().mean(0)
+        weight = torch.tensor([1.0 + (name in DOUBLE) for name in OUTPUTS], device=error.device)
         loss = ((error + CHANGE * change) * weight).mean()
         return loss, {"pose": error[:6].mean(), "face": error[6:12].mean(), "change": change.mean()}
 
@@ -260,8 +265,9 @@ def keep_motion(reader: nn.Module, pool: MomentPool, batches: int = 40) -> dict[
     the variances of changes.
     """
     drawn = [pool.draw_unseen(64, torch.Generator().manual_seed(i)) for i in range(batches)]
-    truth = torch.cat([labels[:32] - labels[32:] for _, labels in drawn])
-    read = torch.cat([out[:32] - out[32:] for out in (reader.eval()(x) for x, _ in drawn)])
+    reader.eval()
+    truth = torch.cat([change_in_clip(labels) for _, labels in drawn])
+    read = torch.cat([change_in_clip(reader(crops)) for crops, _ in drawn])
     ratio = (truth.square().mean(0) / read.square().mean(0).clamp(min=1e-9)).sqrt().clamp(1, STRETCH_LIMIT)
     factors = {name: float(ratio[OUTPUTS.index(name)]) for name in STRETCHED}
     for name, factor in factors.items():

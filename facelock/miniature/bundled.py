@@ -39,8 +39,10 @@ GRAPHS = {
     "upscaler": ("upscaler.onnx", "net."),
 }
 """Part → file, and what its graph puts before the module's names."""
-DERIVED = ("embed_tokens.weight", "num_batches_tracked", "running_mean", "running_var", "lift")
-"""Ends of names that need not be stored: they share another's tensor, count, or are always the same."""
+DERIVED = ("embed_tokens.weight", "num_batches_tracked", "running_mean", "running_var")
+"""Ends of names that are not stored: they share another's tensor, or count."""
+CONSTANT = {"recogniser": ("lift",)}
+"""Part → names that its file holds under another's name, transposed; the module makes them anew, always the same."""
 
 
 def load_bundled(part: str, module: nn.Module, folder: Path | None = None) -> nn.Module:
@@ -63,8 +65,9 @@ def load_bundled(part: str, module: nn.Module, folder: Path | None = None) -> nn
         raise ConfigError(f"{part} cannot go on from what ships. Train it without --bundled.")
     own = module.state_dict()
     odd = [name for name, tensor in tensors.items() if name not in own or own[name].shape != tensor.shape]
+    known = {*tensors, *CONSTANT.get(part, ())}
     lacking = [
-        name for name in own if name.startswith(heads) and name not in tensors and not name.endswith(DERIVED)
+        name for name in own if name.startswith(heads) and name not in known and not name.endswith(DERIVED)
     ]
     if odd or lacking:
         raise ConfigError(

@@ -27,7 +27,7 @@ from facelock.nets.recogniser import Residual, _down
 SIDE = 128
 """Pixels of a crop."""
 LOW = 64
-"""Side at which the aligner draws and blends: the blueprint's crops hold no more, and it is 3 times as fast."""
+"""Side at which the aligner draws and blends: the blueprint's crops hold no more, for a quarter of the pixels."""
 HAIRLINE = 24
 """Row of the crop above which hair may hang; the drawing has none."""
 MOMENT = (
@@ -206,7 +206,7 @@ class ModelAligner(nn.Module):
         """The reference's face in the crop's moment, and its coverage."""
         values = self.reader(target)
         v = {name: values[:, i] for i, name in enumerate(OUTPUTS)}
-        # On decoded frames the reader says .05 of open eyes, mostly below .30, and .58 of shut ones (docs/training.md).
+        # On decoded frames the reader hedges: open eyes are read mostly below .3, shut ones around .6.
         v["blink"] = ((v["blink"] - 0.3) / 0.4).clamp(0, 1)
         return draw_face(face_parameters(self.identity(source)), v, self.compositor.side)
 

@@ -74,8 +74,21 @@ class Workshop:
         """Training state of a part."""
         return self.root / "train" / part
 
+    def trained_here(self, part: str) -> bool:
+        """Whether the part has a training state."""
+        return (self.folder(part) / "state.safetensors").is_file()
+
+    def latest(self, part: str, module: nn.Module) -> nn.Module:
+        """Give ``module`` the weights of ``part`` that were trained here, else those that ship; in evaluation."""
+        if self.trained_here(part):
+            return averaged(self.folder(part), module)
+        log.info("no %s was trained here: taking the one that ships", part)
+        return load_bundled(part, module).eval()
+
     def recogniser(self) -> nn.Module:
         """The trained, whitened recogniser of the lock."""
+        if not self.trained_here("recogniser"):
+            return self.latest("recogniser", Recogniser())
         return self._whitened("recogniser", "faces")
 
     def judge(self) -> nn.Module:
@@ -85,9 +98,6 @@ class Workshop:
     def _whitened(self, part: str, kind: str) -> nn.Module:
         from facelock.miniature.recognition import FacePool, RecognitionTask, whiten
 
-        if part == "recogniser" and not (self.folder(part) / "state.safetensors").is_file():
-            log.info("no recogniser was trained here: taking the one that ships")
-            return load_bundled(part, Recogniser()).eval()
         task = RecognitionTask(part, self.pool, 1)
         net = averaged(self.folder(part), task.module)["net"]  # type: ignore[index]
         path = self.folder(part) / "whiten.safetensors"
@@ -107,11 +117,7 @@ class Workshop:
         from facelock.blueprint.wan_vae_cpu import accelerate_vae
         from facelock.miniature.vae import make_vae
 
-        if (self.folder("vae") / "state.safetensors").is_file():
-            vae = averaged(self.folder("vae"), make_vae())
-        else:
-            log.info("no autoencoder was trained here: taking the one that ships")
-            vae = load_bundled("vae", make_vae()).eval()
+        vae = self.latest("vae", make_vae())
         if self.device == "cpu":
             accelerate_vae(vae)  # type: ignore[arg-type]
         return vae.to(self.device)
@@ -180,15 +186,8 @@ def _alignment_task(part: str, shop: Workshop, steps: int) -> Task:
     from facelock.miniature.alignment import AlignmentTask
 
     task = AlignmentTask(part, shop.pool, shop.recogniser(), steps)  # type: ignore[arg-type]
-    readers: tuple[tuple[str, nn.Module], ...] = (
-        ("reader", task.module.reader),  # type: ignore[assignment]
-        ("identity_reader", task.module.identity),
-    )
-    for name, module in readers:
-        if (shop.folder(name) / "state.safetensors").is_file():
-            averaged(shop.folder(name), module)
-        else:
-            load_bundled(name, module)
+    shop.latest("reader", task.module.reader)  # type: ignore[arg-type]
+    shop.latest("identity_reader", task.module.identity)  # type: ignore[arg-type]
     task.module.train()
     return task
 
@@ -207,7 +206,7 @@ def export(shop: Workshop, parts: tuple[str, ...], models: Path) -> None:
         "upscaler": lambda: out.export_upscaler(averaged(shop.folder("upscaler"), _net("upscaler")), folder),
         "blueprint": lambda: _export_blueprint(shop, folder),
     }
-    learned = [part for part in ORDER if (shop.folder(part) / "state.safetensors").is_file()]
+    learned = [part for part in ORDER if shop.trained_here(part)]
     for part in parts:
         if part in writers and {part, *MADE_OF.get(part, ())} & {*learned}:
             log.info("exporting %s", part)
@@ -227,7 +226,7 @@ def record_training(shop: Workshop, models: Path, parts: Sequence[str]) -> None:
     from safetensors import safe_open
 
     known = trained(models)
-    for part in (p for p in parts if (shop.folder(p) / "state.safetensors").is_file()):
+    for part in filter(shop.trained_here, parts):
         with safe_open(shop.folder(part) / "state.safetensors", "pt") as file:
             meta = file.metadata()
         last = (json.loads(meta["history"]) or [{}])[-1]
@@ -250,12 +249,10 @@ def _swapper(shop: Workshop, part: str) -> nn.Module:
 
     net = ModelAligner(restores=part == "restorer")
     for name, module in ((part, net), ("reader", net.reader), ("identity_reader", net.identity)):
-        if (shop.folder(name) / "state.safetensors").is_file():
-            averaged(shop.folder(name), module)
+        if name == part or shop.trained_here(name):
+            shop.latest(name, module)
             if name == "reader" and part == "aligner":  # what the restorer reads is sharp
                 log.info("pose stretched by %s", keep_motion(module, MomentPool(shop.pool)))
-        elif name == part:
-            load_bundled(part, net)
     return net.eval()
 
 
@@ -269,10 +266,7 @@ def _export_blueprint(shop: Workshop, folder: Path) -> None:
     vae.load_state_dict(shop.vae().cpu().state_dict())
     tokenizer = make_tokenizer()
     model = Blueprint(len(tokenizer))
-    if (shop.folder("blueprint") / "state.safetensors").is_file():
-        averaged(shop.folder("blueprint"), model)
-    else:
-        load_bundled("blueprint", model)
+    shop.latest("blueprint", model)
     out.export_blueprint(vae, model, tokenizer, folder)
 
 
