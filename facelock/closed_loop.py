@@ -190,7 +190,8 @@ class Locker(ClosedLoop):
             if not len(climbing):
                 break
             wanted = toward(work.own[climbing], work.reference[climbing], strength)
-            crops = self.aligner.align(work.crops[climbing], wanted, strength)
+            whose = [identities[k] for k in work.who[climbing].tolist()]
+            crops = self.aligner.align(work.crops[climbing], wanted, strength, references=whose)
             shown = self.paste(work, crops, climbing)
             score = similarity(self.embed(work, shown, climbing), work.reference[climbing])
             better = score > work.score[climbing]

@@ -35,6 +35,11 @@ ARCFACE112 = CropSpec("arcface112", 112, ARCFACE_TEMPLATE)
 INSWAPPER128 = CropSpec("inswapper128", 128, tuple((x + 8.0, y) for x, y in ARCFACE_TEMPLATE))
 """What inswapper-format aligners and restorers look at: the same scale, 8 pixels to the right."""
 
+REFERENCE384 = CropSpec(
+    "reference384", 384, tuple(((x - 56) * 2.2 + 192, (y - 64) * 2.2 + 192) for x, y in ARCFACE_TEMPLATE)
+)
+"""A reference as an identity keeps it: the whole head at the resolution of a close-up."""
+
 HEAD = ((-0.5, 0.0, 0.0), (0.5, 0.0, 0.0), (0.0, 0.57, 0.5), (-0.414, 1.155, 0.08), (0.414, 1.155, 0.08))
 """The landmarks of an average head in units of the eyes' distance: x right, y down, z towards the camera."""
 

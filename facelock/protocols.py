@@ -44,8 +44,14 @@ class Aligner(Protocol):
     encoder: str
     """Id of the encoder whose embedding it takes."""
 
-    def align(self, crops: Tensor, identity: Tensor, strength: float) -> Tensor:
-        """Return (N, 3, S, S) crops in [0, 1]; ``identity`` is (N, D) unit norm, ``strength`` in [0, 2]."""
+    def align(
+        self, crops: Tensor, identity: Tensor, strength: float, *, references: Sequence[Identity] = ()
+    ) -> Tensor:
+        """Return (N, 3, S, S) crops in [0, 1]; ``identity`` is (N, D) unit norm, ``strength`` in [0, 2].
+
+        ``references`` holds whose face each row is to become, one per row, for aligners that need more of a
+        reference than its embedding: its pictures (``Identity.crops``), say.
+        """
         ...
 
 

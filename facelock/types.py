@@ -66,6 +66,36 @@ class CropSpec:
 
 
 @dataclass(frozen=True)
+class Consent:
+    """Whether this face may be used, and who says so."""
+
+    kind: str = "unknown"
+    """``self``, ``granted``, ``fictional``, ``licensed`` or ``unknown``."""
+    who: str = ""
+    """Who gave it."""
+    when: str = ""
+    """ISO date on which it was given."""
+    scope: str = ""
+    """What it was given for, in their words."""
+    expires: str = ""
+    """ISO date after which it no longer holds; empty: never."""
+    revoked: str = ""
+    """ISO date on which it was taken back; empty: it stands."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How alike the references of one person are to their own centre, by one encoder: the natural range."""
+
+    count: int
+    """References that were kept."""
+    mean: float
+    """Mean cosine of a reference to the centre of the others; of one reference: 1."""
+    low: float
+    """The smallest of them."""
+
+
+@dataclass(frozen=True)
 class Identity:
     """One character, fixed for the whole clip.
 
@@ -83,6 +113,16 @@ class Identity:
     """Digest of the source bytes, which the journal compares when a run is resumed."""
     notes: tuple[str, ...] = ()
     """What was remarked while reading the reference (an animated picture's first frame, say)."""
+    crops: Tensor | None = None
+    """(R, 3, 384, 384) float32 RGB in [0, 1]: the references in :data:`facelock.geometry.REFERENCE384`, best first.
+    In memory after reading pictures; in a ``.face`` file only where the user kept them."""
+    uuid: str = ""
+    """Random, so that a clip can name its character without telling whose face it is."""
+    spread: Mapping[str, Spread] = field(default_factory=dict)
+    """Encoder's id → natural range of the references; empty for a single picture."""
+    consent: Consent = Consent()
+    perception: tuple[str, str] = ("", "")
+    """What made the embeddings: the loop's pack and the judge, as ``facelock.perception`` names them."""
 
 
 class Status(StrEnum):

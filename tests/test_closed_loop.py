@@ -71,7 +71,7 @@ class Aligner:
     crop: CropSpec = INSWAPPER128
     encoder: str = ENCODER
 
-    def align(self, crops: Tensor, identity: Tensor, strength: float) -> Tensor:
+    def align(self, crops: Tensor, identity: Tensor, strength: float, *, references=()) -> Tensor:
         self.calls.append((strength, len(crops)))
         share = min(1.0, self.mix * strength)
         return (crops * (1 - share) + share * identity.clamp(0, 1)[..., None, None]).clamp(0, 1)
@@ -124,7 +124,7 @@ def test_only_faces_below_the_target_climb():
 
 def test_the_best_rung_is_kept_and_a_face_never_gets_worse():
     class Worse(Aligner):
-        def align(self, crops, identity, strength):
+        def align(self, crops, identity, strength, *, references=()):
             better = super().align(crops, identity, 1.0)
             return better if strength == 1.0 else crops * 0 + GREEN.view(3, 1, 1)
 
@@ -133,7 +133,7 @@ def test_the_best_rung_is_kept_and_a_face_never_gets_worse():
     frames = clip(2, RED)
 
     class Ruin(Aligner):
-        def align(self, crops, identity, strength):
+        def align(self, crops, identity, strength, *, references=()):
             return crops * 0 + GREEN.view(3, 1, 1)
 
     locked, records = locker(aligner=Ruin(), target=2.0).lock(frames, [person("red", RED)])

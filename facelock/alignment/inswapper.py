@@ -7,6 +7,7 @@ sent and normalised again. The crop is insightface's ``norm_crop`` at 128 pixels
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from facelock.errors import ModelError
 from facelock.geometry import INSWAPPER128
 from facelock.runtime import BatchSession
-from facelock.types import CropSpec
+from facelock.types import CropSpec, Identity
 
 
 class InSwapper:
@@ -50,10 +51,13 @@ class InSwapper:
         rows = [row.double().numpy() @ self._emap for row in identity]
         return np.stack([r / np.linalg.norm(r) for r in rows]).astype(np.float32)
 
-    def align(self, crops: Tensor, identity: Tensor, strength: float = 1.0) -> Tensor:
+    def align(
+        self, crops: Tensor, identity: Tensor, strength: float = 1.0, *, references: Sequence[Identity] = ()
+    ) -> Tensor:
         """(N, 3, 128, 128) in [0, 1] → the same shape with the face of ``identity`` (N, D).
 
-        A ``strength`` other than 1 is already in the embedding that the closed loop passes.
+        A ``strength`` other than 1 is already in the embedding that the closed loop passes; the embedding is all
+        that is needed of the ``references``.
         """
         if not len(crops):
             return crops.clone()

@@ -25,6 +25,7 @@ ORDER = (
     "recogniser",
     "judge",
     "vae",
+    "decoder",
     "detector",
     "reader",
     "identity_reader",
@@ -41,6 +42,7 @@ STEPS = {
     "judge": 4000,
     "detector": 3400,
     "vae": 11800,
+    "decoder": 5000,
     "reader": 5000,
     "identity_reader": 3000,
     "aligner": 2500,
@@ -117,7 +119,7 @@ class Workshop:
         from facelock.blueprint.wan_vae_cpu import accelerate_vae
         from facelock.miniature.vae import make_vae
 
-        vae = self.latest("vae", make_vae())
+        vae = self.latest("decoder" if self.trained_here("decoder") else "vae", make_vae())
         if self.device == "cpu":
             accelerate_vae(vae)  # type: ignore[arg-type]
         return vae.to(self.device)
@@ -150,6 +152,10 @@ def make_task(part: str, shop: Workshop, steps: int) -> Any:
         from facelock.miniature.vae import VaeTask
 
         return VaeTask(shop.pool, steps, shop.device)
+    if part == "decoder":
+        from facelock.miniature.vae import DecoderTask
+
+        return DecoderTask(shop.pool, shop.vae().train(), steps)
     if part == "reader":
         from facelock.miniature.alignment import ReaderTask
 
@@ -205,6 +211,7 @@ def export(shop: Workshop, parts: tuple[str, ...], models: Path) -> None:
         "restorer": lambda: out.export_swapper(_swapper(shop, "restorer"), folder / "restorer.onnx"),
         "upscaler": lambda: out.export_upscaler(averaged(shop.folder("upscaler"), _net("upscaler")), folder),
         "blueprint": lambda: _export_blueprint(shop, folder),
+        "decoder": lambda: out.export_vae(shop.vae().cpu(), folder),
     }
     learned = [part for part in ORDER if shop.trained_here(part)]
     for part in parts:
@@ -296,7 +303,7 @@ def train(shop: Workshop, part: str, steps: int | None, seed: int, bundled: bool
         load_bundled(part, task.module)
         task.rate, origin = task.rate / 2, trained(asset_dir("models")).get(part, [])
     Trainer(task, shop.folder(part), device=shop.device, seed=seed, origin=origin).run()
-    if part == "vae":
+    if part == "decoder":
         build_set(shop, "decoded", None)
 
 
