@@ -133,7 +133,7 @@ def test_eyes_and_mouth_weigh_most_where_they_are():
     assert weight.shape == (64, 64)
     for x, y in ((20, 24), (36, 24), (28, 40)):
         assert weight[y, x] > 11
-    assert weight[60, 60] < 0.01 and weight[24, 28] < 4  # far away, and between the eyes
+    assert weight[60, 60] < 0.01 and weight[24, 28] < 7  # far away, and between the eyes
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(pool, tmp_path):
