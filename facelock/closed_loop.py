@@ -49,6 +49,10 @@ class Work:
     """(N,) index of the strength kept, -1 for none."""
     consistency: Tensor
     """(N,) RMS of the best against its input; zero where nothing was asked."""
+    alone: Tensor
+    """(N,) whether the face is the only one in hand of its frame: its candidate's frame is then the result."""
+    result: Tensor
+    """(T, 3, H, W) the frames with the best of every face that is alone."""
 
     def records(
         self, identities: Sequence[Identity], target: float, start: int, *, consistency: bool
@@ -133,6 +137,7 @@ class ClosedLoop:
         matrices = similarity_from_landmarks(faces.landmarks, self.crop)
         crops = warp_crops(frames, faces.frame, matrices, self.crop.size)
         count = len(faces)
+        per_frame = torch.bincount(faces.frame, minlength=len(frames))
         return Work(
             frames,
             faces,
@@ -145,6 +150,8 @@ class ClosedLoop:
             similarity(own, references[who]),
             torch.full((count,), -1),
             torch.zeros(count),
+            per_frame[faces.frame] == 1,
+            frames.clone(),
         )
 
     def paste(self, work: Work, crops: Tensor, index: Tensor) -> Tensor:
@@ -162,9 +169,11 @@ class ClosedLoop:
 
     def finish(self, work: Work) -> Tensor:
         """The frames with the best of every face; a face that nothing improved keeps its pixels."""
-        done = torch.nonzero(work.rung >= 0).flatten()
+        left = torch.nonzero((work.rung >= 0) & ~work.alone).flatten()
+        if not len(left):
+            return work.result
         return paste_crops(
-            work.frames, work.faces.frame[done], work.matrices[done], work.best[done], self.mask
+            work.result, work.faces.frame[left], work.matrices[left], work.best[left], self.mask
         )
 
 
@@ -195,7 +204,7 @@ class Locker(ClosedLoop):
             shown = self.paste(work, crops, climbing)
             score = similarity(self.embed(work, shown, climbing), work.reference[climbing])
             better = score > work.score[climbing]
-            keep(work, climbing[better], crops[better], score[better], rung)
+            keep(work, climbing[better], crops[better], shown[better], score[better], rung)
             climbing = climbing[work.score[climbing] < self.target]
         return self.finish(work), work.records(identities, self.target, start, consistency=False)
 
@@ -209,9 +218,11 @@ def toward(own: Tensor, reference: Tensor, strength: float) -> Tensor:
     )
 
 
-def keep(work: Work, index: Tensor, crops: Tensor, score: Tensor, rung: int) -> None:
-    """Remember better candidates of the faces ``index``."""
+def keep(work: Work, index: Tensor, crops: Tensor, shown: Tensor, score: Tensor, rung: int) -> None:
+    """Remember better candidates of the faces ``index``, and the frames that show them."""
     work.best[index], work.score[index], work.rung[index] = crops, score, rung
+    alone = work.alone[index]
+    work.result[work.faces.frame[index[alone]]] = shown[alone]
 
 
 class RestoreLoop(ClosedLoop):
@@ -256,7 +267,7 @@ class RestoreLoop(ClosedLoop):
             distance = self._distance(work, shown, frames, trying)
             agrees = distance <= self.consistency
             better = agrees & (score > work.score[trying])
-            keep(work, trying[better], crops[better], score[better], rung)
+            keep(work, trying[better], crops[better], shown[better], score[better], rung)
             work.consistency[trying[better]] = distance[better]
             trying = trying[~(better & (score >= self.target))]
         return self.finish(work), work.records(identities, self.target, start, consistency=True)

@@ -181,6 +181,21 @@ def test_two_characters_are_told_apart_by_similarity():
         assert float((locked - frames).abs().max()) < 0.3
 
 
+def test_both_faces_of_a_frame_are_kept_beside_frames_with_one():
+    both, left = Pack(places=((0.28, 0.5), (0.72, 0.5))), Pack(places=((0.28, 0.5),))
+    frames = clip(2)
+    frames[1, :, :, SIDE // 2 :] = 0  # the second frame's right face is not there
+    cast = [person("red", RED), person("blue", BLUE)]
+    locked, records = locker(both).lock(frames, cast)
+    assert [r.frame for r in records] == [0, 0, 1]
+    for half in (locked[0, ..., : SIDE // 2], locked[0, ..., SIDE // 2 :], locked[1, ..., : SIDE // 2]):
+        assert not any(
+            torch.equal(half, part) for part in (*frames[0].split(SIDE // 2, -1), frames[1][..., : SIDE // 2])
+        )
+    one, _ = locker(left).lock(frames[:1], cast[:1])
+    assert torch.equal(one[0, ..., : SIDE // 2], locked[0, ..., : SIDE // 2])
+
+
 def test_assignment_is_optimal_and_strangers_go_left_to_right():
     faces = Faces(
         torch.tensor([0, 0, 0]),
