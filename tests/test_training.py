@@ -36,11 +36,9 @@ from facelock.miniature.trainer import Trainer, averaged, moved
 from facelock.miniature.upscaling import UpscalingTask
 from facelock.miniature.vae import (
     ClipPool,
-    DecoderTask,
     VaeTask,
     build_decoded,
     encode_clips,
-    feature_weight,
     fit_round_trip,
     make_vae,
     neighbourhoods,
@@ -82,7 +80,6 @@ TASKS = {
     "judge": lambda pool, _: RecognitionTask("judge", pool, 10, batch=8),
     "detector": lambda pool, _: DetectionTask(pool, 10, batch=4),
     "vae": lambda pool, device: VaeTask(pool, 10, device),
-    "decoder": lambda pool, _: DecoderTask(pool, make_vae(), 10, clips=1),
     "reader": lambda pool, _: ReaderTask(pool, 10, batch=4),
     "identity_reader": lambda pool, _: IdentityReaderTask(pool, Recogniser(), 10, batch=8),
     "aligner": lambda pool, _: AlignmentTask("aligner", pool, Recogniser(), 10, batch=2),
@@ -114,26 +111,6 @@ def test_every_part_learns_a_step(pool, tmp_path, part):
     Trainer(task, tmp_path).run(until=1)
     assert any(not torch.equal(before[n], p) for n, p in task.module.named_parameters())
     assert (tmp_path / "state.safetensors").is_file()
-
-
-def test_a_decoder_that_learns_on_leaves_the_latents_as_they_are(pool, tmp_path):
-    vae = make_vae()
-    video = torch.rand(1, 3, 5, 64, 64) * 2 - 1
-    with torch.no_grad():
-        before = vae.eval().encode(video).latent_dist.mean
-    Trainer(DecoderTask(pool, vae.train(), 10, clips=1), tmp_path).run(until=2)
-    with torch.no_grad():
-        after = averaged(tmp_path, make_vae()).encode(video).latent_dist.mean
-    assert torch.equal(before, after)
-
-
-def test_eyes_and_mouth_weigh_most_where_they_are():
-    points = torch.tensor([[20.0, 24], [36, 24], [28, 32], [22, 40], [34, 40]])
-    weight = feature_weight(points, 64)[0]
-    assert weight.shape == (64, 64)
-    for x, y in ((20, 24), (36, 24), (28, 40)):
-        assert weight[y, x] > 11
-    assert weight[60, 60] < 0.01 and weight[24, 28] < 7  # far away, and between the eyes
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(pool, tmp_path):

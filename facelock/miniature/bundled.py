@@ -22,7 +22,6 @@ from facelock.errors import ConfigError
 
 FILES = {
     "vae": {"": "blueprint/vae/diffusion_pytorch_model.safetensors"},
-    "decoder": {"": "blueprint/vae/diffusion_pytorch_model.safetensors"},
     "blueprint": {
         "text.": "blueprint/text_encoder/model.safetensors",
         "transformer.": "blueprint/transformer/diffusion_pytorch_model.safetensors",

@@ -163,15 +163,6 @@ def export_blueprint(vae: nn.Module, model: nn.Module, tokenizer: object, folder
     pipe.save_pretrained(folder / "blueprint")
 
 
-def export_vae(vae: nn.Module, folder: Path) -> None:
-    """``blueprint/vae``: other weights of the same latents; what is known of those stays."""
-    from diffusers import AutoencoderKLWan
-
-    stored = AutoencoderKLWan.from_pretrained(folder / "blueprint" / "vae")
-    stored.load_state_dict(vae.state_dict())
-    stored.half().save_pretrained(folder / "blueprint" / "vae")
-
-
 def write_catalog(models: Path, figures: dict[str, dict[str, float]]) -> None:
     """Rewrite ``models/catalog.toml`` for every bundled file: size, sha256, task, licence, layout, thresholds."""
     layouts = {

@@ -25,7 +25,6 @@ ORDER = (
     "recogniser",
     "judge",
     "vae",
-    "decoder",
     "detector",
     "reader",
     "identity_reader",
@@ -42,7 +41,6 @@ STEPS = {
     "judge": 4000,
     "detector": 3400,
     "vae": 11800,
-    "decoder": 5000,
     "reader": 5000,
     "identity_reader": 3000,
     "aligner": 2500,
@@ -119,7 +117,7 @@ class Workshop:
         from facelock.blueprint.wan_vae_cpu import accelerate_vae
         from facelock.miniature.vae import make_vae
 
-        vae = self.latest("decoder" if self.trained_here("decoder") else "vae", make_vae())
+        vae = self.latest("vae", make_vae())
         if self.device == "cpu":
             accelerate_vae(vae)  # type: ignore[arg-type]
         return vae.to(self.device)
@@ -152,10 +150,6 @@ def make_task(part: str, shop: Workshop, steps: int) -> Any:
         from facelock.miniature.vae import VaeTask
 
         return VaeTask(shop.pool, steps, shop.device)
-    if part == "decoder":
-        from facelock.miniature.vae import DecoderTask
-
-        return DecoderTask(shop.pool, shop.vae().train(), steps)
     if part == "reader":
         from facelock.miniature.alignment import ReaderTask
 
@@ -211,7 +205,6 @@ def export(shop: Workshop, parts: tuple[str, ...], models: Path) -> None:
         "restorer": lambda: out.export_swapper(_swapper(shop, "restorer"), folder / "restorer.onnx"),
         "upscaler": lambda: out.export_upscaler(averaged(shop.folder("upscaler"), _net("upscaler")), folder),
         "blueprint": lambda: _export_blueprint(shop, folder),
-        "decoder": lambda: out.export_vae(shop.vae().cpu(), folder),
     }
     learned = [part for part in ORDER if shop.trained_here(part)]
     for part in parts:
@@ -251,7 +244,8 @@ def _net(kind: str) -> nn.Module:
 
 def _swapper(shop: Workshop, part: str) -> nn.Module:
     """The compositor of ``part`` around the latest readers, which may have learned on; else as they ship."""
-    from facelock.miniature.alignment import MomentPool, keep_motion
+    from facelock.miniature.alignment import MomentPool, keep_motion, stretch
+    from facelock.miniature.liveliness import read_gains
     from facelock.miniature.model_aligner import ModelAligner
 
     net = ModelAligner(restores=part == "restorer")
@@ -260,6 +254,7 @@ def _swapper(shop: Workshop, part: str) -> nn.Module:
             shop.latest(name, module)
             if name == "reader" and part == "aligner":  # what the restorer reads is sharp
                 log.info("pose stretched by %s", keep_motion(module, MomentPool(shop.pool)))
+                stretch(module, read_gains(shop.folder("reader")))
     return net.eval()
 
 
@@ -293,6 +288,17 @@ def evaluate(shop: Workshop) -> dict[str, dict[str, float]]:
     return figures
 
 
+def enliven(shop: Workshop, clips: int = 12, seconds: float = 10.0) -> None:
+    """Measure the exported aligner's motion on generated clips; the next export makes up for what is missing."""
+    from facelock.miniature import liveliness
+
+    folder = shop.folder("reader")
+    ratios = liveliness.measure(clips, seconds)
+    found = liveliness.gains(liveliness.read_gains(folder), ratios)
+    log.info("motion kept %s, gains %s", json.dumps(ratios), json.dumps(found))
+    liveliness.write_gains(folder, found)
+
+
 def train(shop: Workshop, part: str, steps: int | None, seed: int, bundled: bool = False) -> None:
     """Train one part to its last step, resuming what was saved.
 
@@ -303,7 +309,7 @@ def train(shop: Workshop, part: str, steps: int | None, seed: int, bundled: bool
         load_bundled(part, task.module)
         task.rate, origin = task.rate / 2, trained(asset_dir("models")).get(part, [])
     Trainer(task, shop.folder(part), device=shop.device, seed=seed, origin=origin).run()
-    if part == "decoder":
+    if part == "vae":
         build_set(shop, "decoded", None)
 
 
@@ -330,6 +336,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     p = commands.add_parser("export", help="write trained parts to models/miniature and the catalog")
     p.add_argument("parts", nargs="*", choices=[[], *ORDER], default=[])
+    commands.add_parser(
+        "liveliness", help="measure the exported aligner's motion on generated clips; export again then"
+    )
     commands.add_parser("cards", help="measure the exported models and write their model cards")
     commands.add_parser("evaluate", help="held-out figures of the recognisers")
     p = commands.add_parser("samples", help="render the sample faces")
@@ -347,6 +356,8 @@ def main(argv: list[str] | None = None) -> None:
             train(shop, part, args.steps, args.seed, args.bundled)
     elif args.command == "export":
         export(shop, tuple(args.parts) or ORDER, asset_dir("models"))
+    elif args.command == "liveliness":
+        enliven(shop)
     elif args.command == "cards":
         from facelock.miniature import cards
 

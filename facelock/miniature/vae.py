@@ -7,7 +7,6 @@ the disease FaceLock cures, so only eyes and mouth are asked to stay readable (b
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
 from facelock.miniature import data
-from facelock.miniature.world import landmarks
 
 log = logging.getLogger(__name__)
 
@@ -51,25 +49,13 @@ class ClipPool:
 
     def draw(self, n: int, frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Windows (n, frames, 3, 64, 64) in [0, 1] and face boxes (n, frames, 4)."""
-        number, rows, starts = self.places(n, frames, generator)
-        return self.cut(self.shards[number]["images"], rows, starts, frames) / 255, self.cut(
-            self.shards[number]["boxes"], rows, starts, frames
-        )
-
-    def places(
-        self, n: int, frames: int, generator: torch.Generator
-    ) -> tuple[int, Sequence[int], Sequence[int]]:
-        """A shard, and ``n`` of its clips and the first frames of windows in them."""
-        number = int(torch.randint(len(self.shards), (1,), generator=generator))
-        count, length = self.shards[number]["images"].shape[:2]
+        s = self.shards[int(torch.randint(len(self.shards), (1,), generator=generator))]
+        count, length = s["images"].shape[:2]
         rows = torch.randint(count, (n,), generator=generator).tolist()
-        return number, rows, torch.randint(length - frames + 1, (n,), generator=generator).tolist()
-
-    @staticmethod
-    def cut(values: np.ndarray, rows: Sequence[int], starts: Sequence[int], frames: int) -> Tensor:
-        """Windows (n, frames, ...) of what a shard holds of every frame (clips, length, ...)."""
-        cuts = [values[r, a : a + frames] for r, a in zip(rows, starts, strict=True)]
-        return torch.from_numpy(np.stack(cuts)).float()
+        starts = torch.randint(length - frames + 1, (n,), generator=generator).tolist()
+        x = np.stack([s["images"][r, a : a + frames] for r, a in zip(rows, starts, strict=True)])
+        boxes = np.stack([s["boxes"][r, a : a + frames] for r, a in zip(rows, starts, strict=True)])
+        return torch.from_numpy(x).float() / 255, torch.from_numpy(boxes)
 
 
 def box_weight(boxes: Tensor, size: int, gain: float = 5.0) -> Tensor:
@@ -111,81 +97,12 @@ class VaeTask:
         y = self.module.decode(posterior.mean + posterior.std * noise).sample.float()
         error = y - video
         pixel = (error.abs() * weight).mean() / weight.mean()
-        edge = edges(error, weight)  # edges of the face first: eyes and mouth are nothing else
+        across, along = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
+        edge = (across.abs() * weight[..., 1:]).mean() + (along.abs() * weight[..., 1:, :]).mean()
+        edge = edge / weight.mean()  # edges of the face first: eyes and mouth are nothing else
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         psnr = -10 * torch.log10(error.detach().square().mean() / 4)
         return pixel + edge + 1e-4 * kl, {"psnr": psnr, "kl": kl}
-
-
-def feature_weight(points: Tensor, size: int, gain: float = 12.0, width: float = 0.3) -> Tensor:
-    """(..., 1, size, size) weight around both eyes and the mouth, by five landmarks (..., 5, 2).
-
-    ``gain`` at their middles, falling off as a Gaussian of ``width`` eye distances.
-    """
-    spots = torch.stack([points[..., 0, :], points[..., 1, :], points[..., 3:, :].mean(-2)], -2)
-    reach = width * (points[..., 1, :] - points[..., 0, :]).norm(dim=-1).clamp(min=1)[..., None, None]
-    line = torch.arange(size, dtype=torch.float32)
-    x = (-((line - spots[..., 0:1]) ** 2) / (2 * reach**2)).exp()
-    y = (-((line - spots[..., 1:2]) ** 2) / (2 * reach**2)).exp()
-    return gain * (y.unsqueeze(-1) * x.unsqueeze(-2)).sum(-3).unsqueeze(-3)
-
-
-class DecoderTask:
-    """The autoencoder's decoder learns on by itself: latents, and all that was trained on them, stay as they are.
-
-    Eyes and mouth weigh most: an aligner that reads what was decoded can keep no expression that is not in there.
-    """
-
-    name = "decoder"
-    bf16 = True
-    rate = 1e-3
-
-    def __init__(self, root: Path, vae: nn.Module, steps: int, clips: int = 2) -> None:
-        self.steps, self.clips, self.module, self.pool = steps, clips, vae, ClipPool(root)
-        self.encoding = nn.ModuleList([vae.encoder, vae.quant_conv])  # type: ignore[list-item]
-        self.encoding.requires_grad_(False)
-        self.points = [self._points(number, s["images"].shape) for number, s in enumerate(self.pool.shards)]
-
-    @staticmethod
-    def _points(number: int, shape: tuple[int, ...]) -> np.ndarray:
-        """Landmarks (clips, length, 5, 2) of a shard."""
-        count, length, _, _, size = shape
-        face, _, now, _ = data.draw_clips("train", number, count, data.people("clips", count), length)
-        return landmarks(face, now, size)[0].view(count, length, 5, 2).numpy()
-
-    def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """As :meth:`VaeTask.draw`, with clips only."""
-        number, rows, starts = self.pool.places(self.clips, data.WINDOW, generator)
-        shard, cut = self.pool.shards[number], self.pool.cut
-        x, boxes = (cut(shard[k], rows, starts, data.WINDOW) for k in ("images", "boxes"))
-        size = x.shape[-1]
-        points = cut(self.points[number], rows, starts, data.WINDOW)
-        weight = (box_weight(boxes, size) + feature_weight(points, size)).transpose(1, 2)
-        shape = (self.clips, CHANNELS, (data.WINDOW - 1) // 4 + 1, size // 4, size // 4)
-        return x.transpose(1, 2) / 127.5 - 1, weight, torch.randn(shape, generator=generator)
-
-    def loss(self, step: int, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted L1 on pixels, edges and what changes from frame to frame."""
-        video, weight, noise = batch
-        with torch.no_grad():
-            posterior = self.module.encode(video).latent_dist  # type: ignore[operator]
-        error = self.module.decode(posterior.mean + posterior.std * noise).sample.float() - video  # type: ignore[operator]
-        moved = error[:, :, 1:] - error[:, :, :-1]
-        pixel = (error.abs() * weight).mean() / weight.mean()
-        motion = (moved.abs() * weight[:, :, 1:]).mean() / weight.mean()
-        psnr = -10 * torch.log10(error.detach().square().mean() / 4)
-        face = (error.detach().square() * weight).mean() / weight.mean()
-        return pixel + edges(error, weight) + motion, {
-            "psnr": psnr,
-            "psnr_weighted": -10 * torch.log10(face / 4),
-        }
-
-
-def edges(error: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean of what ``error`` (..., H, W) changes by from pixel to pixel."""
-    across, along = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
-    both = (across.abs() * weight[..., 1:]).mean() + (along.abs() * weight[..., 1:, :]).mean()
-    return both / weight.mean()
 
 
 def _device(vae: nn.Module) -> torch.device:
