@@ -29,7 +29,7 @@ from facelock.types import Identity, LedgerRow
 
 SIGNALS = {"yaw": "yaw", "pitch": "pitch", "roll": "roll", "open": "mouth", "blink": "eyes"}
 """What the reader reads → the signal that it moves."""
-LARGEST = 2.0
+LARGEST = 2.5
 """Of a gain; beyond it, noise is what moves."""
 ACTIONS = ("talking", "smiling", "laughing", "talking")
 
