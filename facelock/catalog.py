@@ -50,7 +50,12 @@ def cache_dir() -> Path:
 
 def _relative(path: str) -> str:
     parts = PurePosixPath(path).parts
-    if not parts or path.startswith("/") or ".." in parts or not re.fullmatch(r"[\w.+/-]+", path):
+    if (
+        not parts
+        or path.startswith("/")
+        or ".." in parts
+        or not re.fullmatch(r"[A-Za-z0-9_.+/-]{1,200}", path)
+    ):
         raise ValueError("must be a plain relative path")
     return path
 

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -75,10 +76,10 @@ def _named(catalog: Catalog, name: str) -> Entry | None:
 
 
 def _existing(name: str | Path) -> Path | None:
-    """The file or folder that ``name`` is the path of, if there is one."""
+    """The file or folder that ``name`` is the path of, if there is one; a device or a pipe is neither."""
     try:
         path = Path(name).expanduser()
-        return path if path.exists() else None
+        return path if path.is_file() or path.is_dir() else None
     except (
         OSError,
         RuntimeError,
@@ -151,12 +152,16 @@ def _allow(what: str, licence: str, commercial: bool) -> None:
 
 
 def _weight_files(path: Path) -> Iterator[Path]:
-    """``path`` itself, or what a folder holds: all but model cards and hidden files."""
-    if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.is_file())
-        yield from (f for f in files if f.suffix.lower() not in {".md", ".txt"} and f.name[0] != ".")
-    else:
+    """``path`` itself, or what a folder holds, one by one: all but model cards and hidden files."""
+    if path.is_file():
         yield path
+        return
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        for name in sorted(names):
+            file = Path(folder, name)
+            if file.suffix.lower() not in {".md", ".txt"} and name[0] != "." and file.is_file():
+                yield file
 
 
 def _refuse_pickle(path: Path) -> None:
