@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from facelock.catalog import Entry
     from facelock.inventory import Standing
+    from facelock.protocols import Progress
     from facelock.terminal import Display
 
 MIB = 2**20
@@ -93,7 +94,7 @@ def pull_models(
     with running(quiet, debug, RESUME_HINT) as display:
         for entry in entries:
             announce(entry, display)
-            with _bytes_shown(display, quiet) as tell:
+            with _bytes_shown(quiet) as tell:
                 path = pull_entry(entry, progress=tell)
             if not quiet:
                 typer.echo(f"{entry.name}: {path}")
@@ -113,28 +114,24 @@ def announce(entry: Entry, display: Display) -> None:
 
 
 @contextmanager
-def _bytes_shown(display: Display, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+def _bytes_shown(quiet: bool) -> Iterator[Progress]:
     """A progress callback in bytes: a bar on a terminal, a line every few seconds elsewhere."""
     if quiet or not sys.stderr.isatty():
-        lines = _Lines(quiet)
-        yield lambda *step: _step(display, lines.show, *step)
+        yield _Lines(quiet).show
         return
     from rich import progress as rich
+    from rich.console import Console
 
     columns = (rich.BarColumn(), rich.DownloadColumn(binary_units=True), rich.TransferSpeedColumn())
-    with rich.Progress(rich.TextColumn("{task.description}"), *columns, rich.TimeRemainingColumn()) as bar:
+    bar = rich.Progress(
+        rich.TextColumn("{task.description}"),
+        *columns,
+        rich.TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    with bar:
         task = bar.add_task("", total=None)
-        yield lambda *step: _step(
-            display,
-            lambda name, done, total: bar.update(task, description=name, completed=done, total=total),
-            *step,
-        )
-
-
-def _step(display: Display, show: Callable[[str, int, int], Any], name: str, done: int, total: int) -> None:
-    if display.before_step:
-        display.before_step()  # leaves here after Ctrl-C
-    show(name, done, total)
+        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
 
 
 class _Lines:

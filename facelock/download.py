@@ -41,6 +41,7 @@ PIECE = 1 << 18
 FINAL = range(400, 500)
 """Answers that another try would not change, but for those of :data:`PASSING`."""
 PASSING = {408, 416, 425, 429}
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
 MIB = 2**20
 
 
@@ -146,11 +147,16 @@ def connect_public(address: tuple[str, int], timeout: float) -> socket.socket:
 def _require_public(address: str, host: str) -> None:
     """Raise ``_RefusedError`` for the numeric ``address`` of ``host``, ``ValueError`` when it is not numeric."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    inner = ip
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or ip
+    inner = _carried(ip) if isinstance(ip, ipaddress.IPv6Address) else ip
     if not inner.is_global or inner.is_multicast:
         raise _RefusedError(f"{host} is {ip}, which is not a public address")
+
+
+def _carried(ip: ipaddress.IPv6Address) -> ipaddress.IPv6Address | ipaddress.IPv4Address:
+    """The IPv4 address that an IPv6 one stands for (mapped, 6to4, NAT64), else itself."""
+    if ip in NAT64:
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or ip
 
 
 def download(

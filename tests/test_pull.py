@@ -86,6 +86,7 @@ def test_a_server_without_honest_ranges_is_asked_for_all(tmp_path, behaviour):
         entry = weight(tmp_path, site.url)
         pull_entry(entry, wire=WIRE)
     assert entry.path.read_bytes() == CONTENT and left(tmp_path) == ["one.onnx"]
+    assert len(site.asked) == (3 if "lie" in behaviour else 2)  # a lie is not even tried: asked anew
 
 
 def test_another_file_at_the_same_address_is_begun_anew(tmp_path):
@@ -139,9 +140,11 @@ def test_the_next_address_is_tried(tmp_path):
     ],
 )
 def test_answers_that_are_no_use(tmp_path, behaviour, reason, times):
+    told = [0]
     with serve(**{"content": CONTENT, **behaviour}) as site, pytest.raises(ModelError, match=reason):
-        pull_entry(weight(tmp_path, site.url), wire=WIRE)
+        pull_entry(weight(tmp_path, site.url), wire=WIRE, progress=lambda _, done, total: told.append(done))
     assert len(site.asked) == times and left(tmp_path) == []
+    assert max(told) <= len(CONTENT)  # no more is read than there should be
 
 
 def test_a_server_that_falls_silent_is_given_up(tmp_path):
@@ -197,10 +200,16 @@ def test_an_endless_redirect_ends(tmp_path):
     assert len(site.asked) < 40
 
 
+PRIVATE_HOSTS = [
+    "127.0.0.1", "10.0.0.7", "192.168.1.1", "169.254.169.254", "100.64.0.1", "224.0.0.1", "fd00::1", "::1",
+    "fe80::1%lo", "::ffff:10.0.0.7", "2002:7f00:1::", "64:ff9b::7f00:1",
+]  # fmt: skip
+
+
 def test_a_name_that_resolves_to_a_private_address_gets_no_packet(tmp_path, monkeypatch):
     with serve(CONTENT) as canary:
         port = int(canary.url.rsplit(":", 1)[1].strip("/"))
-        for private in ("127.0.0.1", "10.0.0.7", "169.254.169.254", "fd00::1", "::1", "100.64.0.1"):
+        for private in PRIVATE_HOSTS:
             found = [(2, 1, 6, "", ("93.184.216.34", port)), (2, 1, 6, "", (private, port))]
             monkeypatch.setattr(socket, "getaddrinfo", lambda *_, found=found, **__: found)
             with pytest.raises(ModelError, match="not a public address"):
@@ -209,11 +218,12 @@ def test_a_name_that_resolves_to_a_private_address_gets_no_packet(tmp_path, monk
 
 
 def test_the_address_that_was_checked_is_the_one_connected_to(monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(2, 1, 6, "", ("93.184.216.34", 443))])
     reached = []
     monkeypatch.setattr(socket, "create_connection", lambda *where: reached.append(where))
-    connect_public(("example.org", 443), 3)
-    assert reached == [(("93.184.216.34", 443), 3)]
+    for public in ("93.184.216.34", "64:ff9b::5db8:d822", "2606:4700::1"):
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, at=public, **__: [(2, 1, 6, "", (at, 443))])
+        connect_public(("example.org", 443), 3)
+        assert reached.pop() == ((public, 443), 3)
 
 
 def test_a_full_disk_keeps_what_came(tmp_path, monkeypatch):
