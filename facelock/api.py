@@ -158,7 +158,13 @@ def verify_paths(video: str | Path, prefix: str | Path | None = None) -> tuple[P
         stem = Path(video).with_suffix("")
         if _was_generated(stem.with_name(f"{stem.name}.report.json")):
             stem = stem.with_name(f"{stem.name}.verify")
-    if not stem.parent.is_dir() or not os.access(stem.parent, os.W_OK):
+    try:
+        there = stem.parent.is_dir()
+    except OSError:  # a name too long
+        there = False
+    if not there and prefix is None:
+        raise InputError(f"{str(video)[:200]}: there is no such file. Give a video file on this machine.")
+    if not there or not os.access(stem.parent, os.W_OK):
         raise InputError(f"{stem.parent}: cannot be written to. Give another place with -o.")
     return stem.with_name(f"{stem.name}.report.json"), stem.with_name(f"{stem.name}.report.html")
 

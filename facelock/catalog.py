@@ -200,10 +200,11 @@ class Catalog:
         return cls(entries, {**bundled.known, **public.known})
 
     def find(self, name: str) -> Entry | None:
-        """The row called ``name`` or its alias, in which dashes stand for the slash (``opencv-sface``)."""
+        """The row called ``name``, or written with dashes for slash and underscores (``opencv-sface``)."""
         if name in self.entries:
             return self.entries[name]
-        return next((e for e in self.entries.values() if e.name.replace("/", "-") == name), None)
+        wanted = _dashed(name)
+        return next((entry for entry in self.entries.values() if _dashed(entry.name) == wanted), None)
 
     def entry(self, name: str) -> Entry:
         """:meth:`find`, but raises ``ModelError`` naming the closest ones."""
@@ -229,6 +230,10 @@ class Catalog:
             archive = entry.fetch.sha256 if entry.fetch else None
             if sha256 in (entry.sha256, archive, *entry.files.values()):
                 yield Known(name=entry.name, licence=entry.licence, commercial=entry.commercial)
+
+
+def _dashed(name: str) -> str:
+    return name.lower().replace("/", "-").replace("_", "-")
 
 
 def _read(path: Path) -> _Document:

@@ -246,6 +246,7 @@ def test_the_public_weights_that_ship():
         if entry.fetch and entry.fetch.kind == "zip":
             assert all(file.endswith(".onnx") for file in entry.files) and entry.fetch.bytes < entry.bytes
     assert entries["insightface/inswapper_128"].fetch is None
+    assert Catalog.load().entry("mediapipe-face-landmarker").name == "mediapipe/face_landmarker"
     assert entries["opencv/sface"].published_threshold == 0.363
     with pytest.raises(ModelError, match="no thresholds"):
         thresholds("opencv/sface")  # one threshold at no stated rate is none per rate
