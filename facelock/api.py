@@ -45,6 +45,7 @@ def generate(
     lock: bool = True,
     restore: bool = True,
     faces: Sequence[int | None] = (),
+    commercial: bool = False,
     progress: Progress | None = None,
 ) -> Clip:
     """Describe a clip of ``prompt`` in which every face is ``identity``; iterate it or save it.
@@ -53,13 +54,14 @@ def generate(
     character, left to right). ``seconds`` up to a day; ``seed`` 0 is a seed like any other. ``size`` is the
     side or (height, width) in pixels of the final frames. ``lock=False`` or ``restore=False`` leave a stage
     out, for comparison. ``faces`` says which face of a picture
-    with several, counted from 0. ``progress(stage, done_frames, total_frames)`` is called after each step.
+    with several, counted from 0. ``commercial`` refuses weights whose licence does not allow commercial use.
+    ``progress(stage, done_frames, total_frames)`` is called after each step.
 
     Raises ``InputError`` for a prompt, length, size or picture that cannot be used, ``ConfigError`` for a
     recipe, ``ModelError`` or ``DeviceError`` when the machine cannot run it.
     """
     Job(prompt, seconds, seed).check()
-    pipeline = Pipeline.from_recipe(recipe, device)
+    pipeline = Pipeline.from_recipe(recipe, device, commercial)
     return pipeline.generate(
         prompt,
         identity,
@@ -80,13 +82,15 @@ def load_identity(
     device: str = "auto",
     name: str | None = None,
     face: int | None = None,
+    commercial: bool = False,
 ) -> Identity:
     """Read one character from a picture (path or PIL) for the encoders of ``recipe``.
 
-    ``face`` picks one of several faces, counted from 0, left to right. Raises ``InputError`` when there is
-    no face that can be used, saying why.
+    ``face`` picks one of several faces, counted from 0, left to right; ``commercial`` refuses weights whose
+    licence does not allow commercial use. Raises ``InputError`` when there is no face that can be used, saying
+    why.
     """
-    return Pipeline.from_recipe(recipe, device).parts.identity(picture, name=name, face=face)
+    return Pipeline.from_recipe(recipe, device, commercial).parts.identity(picture, name=name, face=face)
 
 
 def verify(
@@ -97,16 +101,18 @@ def verify(
     device: str = "auto",
     target: float | None = None,
     faces: Sequence[int | None] = (),
+    commercial: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Measure a finished clip, of any origin, against its reference with the recipe's judge.
 
     Every frame and character gets a row; nothing is written (see :func:`facelock.report.write_report`).
     ``target`` is the share in [0, 1] of frames that should match, recorded in the report; ``faces`` picks a
-    face per picture. Raises ``InputError`` when video or picture cannot be read.
+    face per picture; ``commercial`` refuses weights whose licence does not allow commercial use. Raises
+    ``InputError`` when video or picture cannot be read, ``ConfigError`` for a refused weight.
     """
     info = probe(Path(video))
-    pipeline = Pipeline.from_recipe(recipe, device)
+    pipeline = Pipeline.from_recipe(recipe, device, commercial)
     cast = pipeline.identities(identity, faces)
     records = list(_measure(pipeline, Path(video), cast, info.frames, progress))
     frames = sum(record.length for record in records)
@@ -152,7 +158,13 @@ def verify_paths(video: str | Path, prefix: str | Path | None = None) -> tuple[P
         stem = Path(video).with_suffix("")
         if _was_generated(stem.with_name(f"{stem.name}.report.json")):
             stem = stem.with_name(f"{stem.name}.verify")
-    if not stem.parent.is_dir() or not os.access(stem.parent, os.W_OK):
+    try:
+        there = stem.parent.is_dir()
+    except OSError:  # a name too long
+        there = False
+    if not there and prefix is None:
+        raise InputError(f"{str(video)[:200]}: there is no such file. Give a video file on this machine.")
+    if not there or not os.access(stem.parent, os.W_OK):
         raise InputError(f"{stem.parent}: cannot be written to. Give another place with -o.")
     return stem.with_name(f"{stem.name}.report.json"), stem.with_name(f"{stem.name}.report.html")
 

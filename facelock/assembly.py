@@ -29,7 +29,7 @@ from facelock.recipe import AcceptRecipe, Recipe, model_names
 from facelock.restoration import restorer_class, upscaler_class
 from facelock.runtime import resolve_device
 from facelock.types import Identity, Thresholds
-from facelock.weights import digest, locate
+from facelock.weights import digest, locate, require_commercial
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +46,18 @@ def _digest(path: Path) -> str:
 class Assembly:
     """The stages of one recipe on one device: :class:`facelock.parts.Parts`."""
 
-    def __init__(self, recipe: Recipe, device: str = "auto") -> None:
-        """Find every model and check its digest. Raises ``DeviceError``, ``ModelError``."""
+    def __init__(self, recipe: Recipe, device: str = "auto", commercial: bool = False) -> None:
+        """Find every model and check its digest.
+
+        ``commercial`` refuses weights whose licence does not allow commercial use, or is not known. Raises
+        ``ConfigError`` then, ``DeviceError``, ``ModelError``.
+        """
         self.recipe = recipe
         self._device = resolve_device(device)
-        self._paths = {role: locate(name) for role, name in model_names(recipe).items()}
+        names = model_names(recipe)
+        if commercial:
+            require_commercial(names.values())
+        self._paths = {role: locate(name) for role, name in names.items()}
 
     @property
     def device(self) -> str:

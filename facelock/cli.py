@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from facelock import __version__
+from facelock import __version__, cli_models
 from facelock.errors import FaceLockError
 from facelock.terminal import running
 
@@ -35,6 +35,8 @@ bench = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode
 app.add_typer(
     bench, name="bench", help="Measure drift, decoupling, speed and the lock; held-out characters only."
 )
+
+app.add_typer(cli_models.models, name="models", help="List, fetch and check weights, with their licences.")
 
 Faces = Annotated[
     list[str],
@@ -55,6 +57,9 @@ Target = Annotated[
         metavar="SHARE",
         help="Share of frames, 0 to 1, that must match the face; missed: exit code 4. Default: the recipe's.",
     ),
+]
+Commercial = Annotated[
+    bool, typer.Option("--commercial", help="Refuse weights whose licence does not allow commercial use.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no warnings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report's summary as one JSON object.")]
@@ -133,6 +138,7 @@ def generate(
         bool, typer.Option("--restart", help="Forget an unfinished run instead of resuming.")
     ] = False,
     face_index: FaceIndex = None,
+    commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -155,7 +161,7 @@ def generate(
         display.say("loading")
         from facelock.pipeline import Pipeline
 
-        clip = Pipeline.from_recipe(chosen, device).clip(
+        clip = Pipeline.from_recipe(chosen, device, commercial).clip(
             job, face, faces=face_index or (), progress=display.step
         )
         report = clip.save(journal, audio=audio, restart=restart, target=target)
@@ -179,6 +185,7 @@ def verify(
     device: Device = "auto",
     target: Target = None,
     face_index: FaceIndex = None,
+    commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -205,6 +212,7 @@ def verify(
             device=device,
             target=target,
             faces=face_index or (),
+            commercial=commercial,
             progress=display.step,
         )
         write_report(report, *paths)

@@ -52,23 +52,32 @@ class Perception:
 
 
 def open_perception(
-    faces: str = MINIATURE, judge: str | None = None, *, device: torch.device | str = "cpu"
+    faces: str = MINIATURE,
+    judge: str | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    commercial: bool = False,
 ) -> Perception:
     """Load the pack ``faces`` and the ``judge``; without a ``judge``, the pack's own, else the pack itself.
 
-    Raises ``ConfigError`` for a name that means nothing, ``ModelError`` for weights that are missing or damaged.
+    ``commercial`` refuses weights whose licence does not allow commercial use, before they are loaded. Raises
+    ``ConfigError`` then and for a name that means nothing, ``ModelError`` for weights that are missing or damaged.
     """
     if faces != MINIATURE or judge not in (None, MINIATURE):
         raise ConfigError(f"No face pack is called {faces!r}. Give {MINIATURE}.")
-    detector = locate("miniature/detector")
+    detector = locate("miniature/detector", commercial=commercial)
     loop = load_pack(
         "onnx_pack",
         detector=detector,
-        encoder=locate("miniature/recogniser"),
+        encoder=locate("miniature/recogniser", commercial=commercial),
         name="miniature/recogniser",
         device=device,
     )
     measure = load_pack(
-        "crate", detector=detector, encoder=locate("miniature/judge"), name="miniature/judge", device=device
+        "crate",
+        detector=detector,
+        encoder=locate("miniature/judge", commercial=commercial),
+        name="miniature/judge",
+        device=device,
     )
     return Perception(loop, measure, (faces, judge or MINIATURE))

@@ -62,16 +62,18 @@ class Pipeline:
         self.parts = parts
 
     @classmethod
-    def from_recipe(cls, recipe: str | Path | Recipe = "miniature", device: str = "auto") -> Pipeline:
+    def from_recipe(
+        cls, recipe: str | Path | Recipe = "miniature", device: str = "auto", commercial: bool = False
+    ) -> Pipeline:
         """Build the pipeline that a recipe describes; ``device`` is auto, cpu, cuda or cuda:N.
 
-        Models are looked up and checked now and loaded when first needed. Raises ``ConfigError``,
-        ``ModelError``, ``DeviceError``.
+        Models are looked up and checked now and loaded when first needed; ``commercial`` refuses those whose
+        licence does not allow commercial use. Raises ``ConfigError``, ``ModelError``, ``DeviceError``.
         """
         from facelock.assembly import Assembly
 
         recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-        return cls(recipe, Assembly(recipe, device))
+        return cls(recipe, Assembly(recipe, device, commercial))
 
     @property
     def fps(self) -> Fraction:

@@ -13,7 +13,19 @@ LEVELS = [
     {"errors", "assets"},
     {"types"},
     {"protocols", "files", "bootstrap"},
-    {"nets", "runtime", "geometry", "images", "video", "weights", "appearance"},
+    {
+        "nets",
+        "runtime",
+        "geometry",
+        "images",
+        "video",
+        "weights",
+        "appearance",
+        "catalog",
+        "download",
+        "pull",
+        "inventory",
+    },
     {"faces", "perception", "identity", "ledger", "figures", "comparison", "verdict"},
     {"closed_loop", "blueprint", "alignment", "restoration"},
     {"recipe", "job", "report_model"},
@@ -22,7 +34,7 @@ LEVELS = [
     {"api"},
     {"miniature"},
     {"bench"},
-    {"terminal", "cli"},
+    {"terminal", "cli", "cli_models"},
 ]
 STAGES = {"blueprint", "alignment", "restoration"}
 FREE = {"__init__", "__main__"}
