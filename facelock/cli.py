@@ -56,6 +56,20 @@ Target = Annotated[
         help="Share of frames, 0 to 1, that must match the face; missed: exit code 4. Default: the recipe's.",
     ),
 ]
+FacesSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--faces",
+        metavar="SPEC",
+        help="Face pack: miniature, insightface:NAME, opencv:yunet+sface, or DETECTOR+RECOGNISER.",
+    ),
+]
+JudgeSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--judge", metavar="SPEC", help="The recogniser that measures: a pack, or a recogniser alone."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no warnings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report's summary as one JSON object.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error, and log more.")]
@@ -75,7 +89,8 @@ VERIFY_EXAMPLES = """\
 Example:
 
 \b
-  facelock verify maria.mp4 --face samples/faces/maria.png"""
+  facelock verify maria.mp4 --face samples/faces/maria.png
+  facelock verify film.mp4 --face photo.jpg --faces opencv:yunet+sface"""
 
 BENCH_EXAMPLES = """\
 Example:
@@ -178,6 +193,8 @@ def verify(
     recipe: RecipeName = "miniature",
     device: Device = "auto",
     target: Target = None,
+    faces: FacesSpec = None,
+    judge: JudgeSpec = None,
     face_index: FaceIndex = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -205,6 +222,8 @@ def verify(
             device=device,
             target=target,
             faces=face_index or (),
+            packs=faces,
+            judge=judge,
             progress=display.step,
         )
         write_report(report, *paths)

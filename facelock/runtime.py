@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -187,6 +187,16 @@ def _padded(rows: np.ndarray, batch: int) -> np.ndarray:
     full = np.zeros((batch, *rows.shape[1:]), rows.dtype)
     full[: len(rows)] = rows
     return full
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each being made while the one before it is used. What making raises is raised here."""
+    end = object()
+    with ThreadPoolExecutor(1, "facelock-ahead") as worker:
+        waiting: Future[Any] = worker.submit(next, items, end)
+        while (item := waiting.result()) is not end:
+            waiting = worker.submit(next, items, end)
+            yield item
 
 
 def require_space(path: str | Path, size: int) -> None:
