@@ -13,6 +13,7 @@ stranger cannot hide behind a blurred face in the background.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -85,21 +86,58 @@ def measure(
     where there is one: with it the first row gets its residual too, so that flicker at the seam of two
     chunks is seen. Raises InputError when an identity lacks the embedding of ``pack.encoder``.
     """
-    whole = frames if before is None else torch.cat([before[None].to(frames), frames])
-    lead = len(whole) - len(frames)
     references = _references(identities, pack.encoder.id)
-    faces = pack.detect(whole)
-    sight = _look(whole, faces, pack, limits or ReadabilityLimits())
-    seen = pack.encoder.embed_crops(sight.crops) if isinstance(pack, Cropper) else pack.embed(whole, faces)
-    similarity = _similarities(seen, references)
-    chosen = _assign_frames(similarity, sight, len(whole))
+    limits = limits or ReadabilityLimits()
+    cast = _recognise(frames, pack, references, limits)
     rows = [
-        _row(frame, character, chosen, similarity, sight, identities, pack.encoder.thresholds)
-        for frame in range(len(whole))
+        _row(frame, character, cast, identities, pack.encoder.thresholds)
+        for frame in range(len(frames))
         for character in range(len(identities))
     ]
-    kept = rows[lead * len(identities) :]
-    return tuple(replace(row, frame=row.frame - lead + start) for row in kept)
+    seam = None if before is None else _recognise(before[None].to(frames), pack, references, limits)
+    residuals = _residuals(cast, seam, len(identities))
+    return tuple(
+        replace(row, frame=row.frame + start, residual=left)
+        for row, left in zip(rows, residuals, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class _Cast:
+    """Who is who in a batch."""
+
+    sight: Sight
+    similarity: NDArray[np.float64]
+    """(N, K) cosines."""
+    chosen: list[list[int]]
+    """Per frame and character, the index of the face, or ``NOBODY``."""
+
+    def crop(self, frame: int, character: int) -> Tensor | None:
+        """The character's face in a frame."""
+        face = self.chosen[frame][character]
+        return None if face == NOBODY else self.sight.crops[face]
+
+
+def _recognise(frames: Tensor, pack: FacePack, references: Tensor, limits: ReadabilityLimits) -> _Cast:
+    faces = pack.detect(frames)
+    sight = _look(frames, faces, pack, limits)
+    seen = pack.encoder.embed_crops(sight.crops) if isinstance(pack, Cropper) else pack.embed(frames, faces)
+    similarity = _similarities(seen, references)
+    return _Cast(sight, similarity, _assign_frames(similarity, sight, len(frames)))
+
+
+def _residuals(cast: _Cast, seam: _Cast | None, characters: int) -> list[float | None]:
+    """Per row, what is left after motion compensation to the frame before, of which ``seam`` is the first one's."""
+    frames = len(cast.chosen)
+    first = [seam.crop(0, character) if seam else None for character in range(characters)]
+    now = [cast.crop(frame, character) for frame in range(frames) for character in range(characters)]
+    earlier = [*first, *now][: len(now)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as lanes:
+        return list(lanes.map(_residual, earlier, now))
+
+
+def _residual(before: Tensor | None, after: Tensor | None) -> float | None:
+    return None if before is None or after is None else residual(before, after)
 
 
 def _references(identities: Sequence[Identity], encoder: str) -> Tensor:
@@ -191,22 +229,16 @@ def judge_status(similarity: float, margin: float | None, readable: bool, thresh
 
 
 def _row(
-    frame: int,
-    character: int,
-    chosen: Sequence[Sequence[int]],
-    similarity: NDArray[np.float64],
-    sight: Sight,
-    identities: Sequence[Identity],
-    thresholds: Thresholds,
+    frame: int, character: int, cast: _Cast, identities: Sequence[Identity], thresholds: Thresholds
 ) -> LedgerRow:
-    face, name = chosen[frame][character], identities[character].name
+    face, name = cast.chosen[frame][character], identities[character].name
+    sight, similarity = cast.sight, cast.similarity
     if face == NOBODY:
         return LedgerRow(frame, name, Status.ABSENT)
     own = float(similarity[face, character])
     others = np.delete(similarity[face], character)
     margin = own - float(others.max()) if len(others) else None
     x1, y1, x2, y2 = (float(edge) for edge in sight.faces.box[face])
-    earlier = chosen[frame - 1][character] if frame else NOBODY
     return LedgerRow(
         frame,
         name,
@@ -223,7 +255,6 @@ def _row(
         landmarks=tuple((float(x), float(y)) for x, y in sight.faces.landmarks[face]),
         mouth=float(sight.mouth[face]),
         eyes=float(sight.eyes[face]),
-        residual=residual(sight.crops[earlier], sight.crops[face]) if earlier != NOBODY else None,
         unreadable=sight.reasons[face],
     )
 
