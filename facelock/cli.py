@@ -236,6 +236,7 @@ BENCHMARKS = {
     "decoupling": "Whether locked faces keep the blueprint's pose, expression, gaze and light.",
     "speed": "Seconds per stage and peak memory.",
     "lock": "The lock stage against a plain insightface loop with the same nets.",
+    "real": "Real photos and videos: separation, verify against the libraries' own loops, false alarms.",
 }
 
 
@@ -252,6 +253,9 @@ def _add_benchmark(name: str, purpose: str) -> None:
         out: Annotated[
             Path | None, typer.Option("--out", metavar="DIR", help="Where tables and figures go.")
         ] = None,
+        assets: Annotated[
+            Path | None, typer.Option("--assets", metavar="DIR", help="Real photos, videos, weights (real).")
+        ] = None,
         device: Device = "auto",
         quiet: Quiet = False,
         as_json: AsJson = False,
@@ -261,6 +265,8 @@ def _add_benchmark(name: str, purpose: str) -> None:
 
         check_bench(seconds, identities)
         given = {"seconds": seconds, "identities": identities, "seed": seed, "out": out, "device": device}
+        if name == "real":
+            given["assets"] = assets
         options = {key: value for key, value in given.items() if value is not None}
         with running(quiet, debug) as display:
             results: Any = import_module(f"facelock.bench.{name}").run(**options, progress=display.step)
