@@ -44,6 +44,8 @@ RECOGNISER = "recognisers/arcface_mbf_y1_ms1m.onnx"
 SCRFD = "detectors/det_500m.onnx"
 INSIGHT = "recognisers/w600k_mbf_dequant_fp32.onnx"
 ROUNDS = 3
+HELD = 24
+"""Frames read at once, as ``verify`` does."""
 FULL = 8192
 """A detection size that leaves every frame as it is."""
 INJECTED = 0.5
@@ -187,12 +189,7 @@ def ours(pack: Pack, video: Path, frames: int, reference: np.ndarray) -> list[fl
 
 def limited(video: Path, frames: int) -> Iterator[Chunk]:
     """The first frames of a video, as ``verify`` reads them."""
-    left = frames
-    for chunk in ahead(read_chunks(video, 24)):
-        yield replace(chunk, frames=chunk.frames[:left])
-        left -= len(chunk)
-        if left <= 0:
-            return
+    yield from ahead(islice(read_chunks(video, HELD), frames // HELD))
 
 
 def watch(judge: Judge, chunks: Iterator[Chunk], who: Identity) -> Iterator[Sequence[LedgerRow]]:
@@ -206,7 +203,7 @@ def watch(judge: Judge, chunks: Iterator[Chunk], who: Identity) -> Iterator[Sequ
 def race(arm: Arm, video: Path, seconds: float) -> dict[str, Any]:
     """Both arms interleaved, medians of ``ROUNDS``, the first round warming up; wall and processor time."""
     info = probe(video)
-    frames = min(info.frames, round(seconds * float(info.fps)))
+    frames = max(1, min(info.frames, round(seconds * float(info.fps))) // HELD) * HELD
     theirs, reference = arm.plain(video, frames, None)
     works: dict[str, Callable[[], Any]] = {
         "plain": lambda: arm.plain(video, frames, reference),
@@ -252,7 +249,7 @@ def alarm(assets: Path, video: Path, other: Path) -> dict[str, Any]:
     judge = Judge(perception.judge)
     fps = float(probe(video).fps)
     who = first_face(judge, video)
-    rows = [row for rows in watch(judge, ahead(read_chunks(video, 24)), who) for row in rows]
+    rows = [row for rows in watch(judge, ahead(read_chunks(video, HELD)), who) for row in rows]
     figures = clip_figures(Series.from_rows(rows, frames=len(rows)), judge.thresholds, fps=fps)
     wrong = injected(judge, video, other, who, fps)
     return {

@@ -15,6 +15,7 @@ from torch import Tensor
 from facelock.errors import FaceLockError, ModelError
 from facelock.faces.kinds import takes_bytes
 from facelock.faces.pack import Pack
+from facelock.faces.prelu import without_prelu
 from facelock.faces.scrfd import LEVELS, OVERLAP, ScrfdDetector, distinct
 from facelock.geometry import ARCFACE112
 from facelock.protocols import Encoder
@@ -55,14 +56,16 @@ class OnnxEncoder:
         """Open the file. ``batch`` crops go through at once. Raises ``ModelError``, ``DeviceError``."""
         self.id = encoder_id(name, path)
         self.thresholds = thresholds
-        self._session = BatchSession(path, device, batch=batch)
+        raw = takes_bytes(path)  # raises ModelError for what is no ONNX file
+        content = without_prelu(path) if torch.device(device).type == "cpu" else None
+        self._session = BatchSession(path, device, batch=batch, content=content)
         side = self.crop.size
         if [shape[2:] for shape in self._session.inputs.values()] != [[side, side]]:
             raise ModelError(
                 f"{path}: no recogniser of crops of {side} x {side} pixels. Give an ArcFace ONNX file."
             )
         (self._input,) = self._session.inputs
-        self._scale, self._shift = (255.0, 0.0) if takes_bytes(path) else (2.0, -1.0)
+        self._scale, self._shift = (255.0, 0.0) if raw else (2.0, -1.0)
 
     def embed_crops(self, crops: Tensor) -> Tensor:
         """(N, 3, 112, 112) in [0, 1] → (N, D) float32 on the CPU, unit length."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from facelock.errors import FaceLockError, ModelError
-from facelock.faces.pack import Floats, Found, gather, require_finite, to_picture
+from facelock.faces.pack import Floats, Found, gather, require_finite, to_planes
 from facelock.runtime import BatchSession
 from facelock.types import Faces
 
@@ -64,16 +64,16 @@ class YunetDetector:
         )
         ordered = [outputs[place] for place in self._order]
         scale = frames.shape[-1] / size[1], frames.shape[-2] / size[0]
-        return gather([self._faces_of([o[i] for o in ordered], size, scale) for i in range(len(frames))])
+        cells = np.concatenate([_cells(size, stride) for stride in STRIDES])
+        return gather([self._faces_of([o[i] for o in ordered], cells, scale) for i in range(len(frames))])
 
     def _inner(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in which a frame is looked at."""
         shrink = min(1.0, self.detection_size / max(height, width))
         return max(1, round(height * shrink)), max(1, round(width * shrink))
 
-    def _faces_of(self, outputs: list[Floats], size: tuple[int, int], scale: tuple[float, float]) -> Found:
+    def _faces_of(self, outputs: list[Floats], cells: Floats, scale: tuple[float, float]) -> Found:
         """``outputs`` in the order of ``OUTPUTS``, (n, 1 or 4 or 10) each; ``scale`` leads back, (x, y)."""
-        cells = np.concatenate([_cells(size, stride) for stride in STRIDES])
         cls, obj, reach, offset = (np.concatenate(outputs[3 * k : 3 * k + 3]) for k in range(4))
         if not np.isfinite(cls).all() or not np.isfinite(obj).all():
             raise FaceLockError("The face detector returned no usable scores. Its weights are damaged.")
@@ -110,11 +110,12 @@ def _any_size(path: Path) -> bytes:
 
 def _blob(frame: Tensor, size: tuple[int, int]) -> Floats:
     """(1, 3, h, w): BGR in 0..255, padded with black to the right and below."""
-    picture = cv2.cvtColor(to_picture(frame), cv2.COLOR_RGB2BGR)
-    if picture.shape[:2] != size:
-        picture = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_LINEAR)
-    down, right = (-side % BLOCK for side in size)
-    return cv2.dnn.blobFromImage(cv2.copyMakeBorder(picture, 0, down, 0, right, cv2.BORDER_CONSTANT))  # type: ignore[return-value]
+    height, width = size
+    blob = np.zeros((1, 3, height + -height % BLOCK, width + -width % BLOCK), np.float32)
+    for channel, plane in zip(blob[0], reversed(to_planes(frame)), strict=True):
+        same = plane.shape == size
+        channel[:height, :width] = plane if same else cv2.resize(plane, (width, height))
+    return blob
 
 
 def _cells(size: tuple[int, int], stride: int) -> Floats:

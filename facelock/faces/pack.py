@@ -99,19 +99,35 @@ def library_crops(frames: Tensor, frame_index: Tensor, matrices: Tensor, size: i
     ``frames`` (T, 3, H, W) in [0, 1], ``frame_index`` (N,), ``matrices`` (N, 2, 3) from frame to crop; returns
     (N, 3, size, size) float32 in [0, 1] on the CPU.
     """
-    pictures: dict[int, Bytes] = {}
-    crops = np.empty((len(frame_index), size, size, 3), np.uint8)
-    for crop, index, matrix in zip(crops, frame_index.tolist(), matrices.numpy(), strict=True):
-        if index not in pictures:
-            pictures = {index: to_picture(frames[index])}
-        cv2.warpAffine(pictures[index], matrix.astype(np.float64), (size, size), dst=crop)
-    return torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
+    crops = np.empty((len(frame_index), 3, size, size), np.uint8)
+    for crop, index, matrix in zip(crops, frame_index.tolist(), matrices.double().numpy(), strict=True):
+        (left, top, right, bottom), shifted = _seen_through(matrix, size, frames.shape[-2:])
+        for plane, source in zip(crop, to_planes(frames[index, :, top:bottom, left:right]), strict=True):
+            cv2.warpAffine(source, shifted, (size, size), dst=plane)
+    return torch.from_numpy(crops).float() / 255
 
 
-def to_picture(frame: Tensor) -> Bytes:
-    """A (3, H, W) frame in [0, 1] as (H, W, 3) RGB bytes."""
+def _seen_through(
+    matrix: NDArray[np.float64], size: int, limits: Sequence[int]
+) -> tuple[tuple[int, int, int, int], NDArray[np.float64]]:
+    """The window of a frame (height, width) that a crop shows, and the matrix from that window to the crop."""
+    back = cv2.invertAffineTransform(matrix)
+    corners = np.array([(x, y, 1) for x in (-1, size) for y in (-1, size)]) @ back.T
+    low, high = np.floor(corners.min(0)).astype(int) - 1, np.ceil(corners.max(0)).astype(int) + 2
+    width, height = limits[1], limits[0]
+    left, top = (int(min(max(v, 0), most - 1)) for v, most in zip(low, (width, height), strict=True))
+    right, bottom = (
+        int(max(min(v, most), first + 1)) for v, most, first in zip(high, (width, height), (left, top), strict=True)
+    )
+    shifted = matrix.copy()
+    shifted[:, 2] += matrix[:, :2] @ (left, top)
+    return (left, top, right, bottom), shifted
+
+
+def to_planes(frame: Tensor) -> list[Bytes]:
+    """The red, green and blue bytes (H, W) of a (3, H, W) frame in [0, 1]."""
     planes = frame.detach().float().cpu().numpy()
-    return cv2.merge([cv2.addWeighted(plane, 255, plane, 0, 0, dtype=cv2.CV_8U) for plane in planes])  # type: ignore[return-value]
+    return [cv2.addWeighted(plane, 255, plane, 0, 0, dtype=cv2.CV_8U) for plane in planes]  # type: ignore[misc]
 
 
 def require_finite(frames: Tensor) -> None:

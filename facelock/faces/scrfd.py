@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from facelock.errors import FaceLockError, ModelError
-from facelock.faces.pack import Floats, Found, gather, require_finite, to_picture
+from facelock.faces.pack import Floats, Found, gather, require_finite, to_planes
 from facelock.runtime import BatchSession, fixed
 from facelock.types import Faces
 
@@ -105,10 +105,13 @@ class ScrfdDetector:
         """Frames in the top left corners of black squares, as the network takes them."""
         side = self.detection_size
         height, width = self._inner(*frames.shape[-2:])
-        squares = np.zeros((len(frames), side, side, 3), np.uint8)
+        squares = np.full((len(frames), 3, side, side), -127.5 / 128, np.float32)
         for square, frame in zip(squares, frames, strict=True):
-            square[:height, :width] = cv2.resize(to_picture(frame), (width, height))
-        return cv2.dnn.blobFromImages(list(squares), 1 / 128, mean=(127.5, 127.5, 127.5))  # type: ignore[return-value]
+            for channel, plane in zip(square, to_planes(frame), strict=True):
+                channel[:height, :width] = cv2.resize(plane, (width, height))
+                channel[:height, :width] -= 127.5
+                channel[:height, :width] /= 128
+        return squares
 
     def _faces_of(self, scores: Floats, boxes: Floats, points: Floats, scale: float) -> Found:
         sure = np.flatnonzero(scores >= self.threshold)
