@@ -22,15 +22,19 @@ from typing import Any
 from facelock.clip import Clip
 from facelock.errors import InputError
 from facelock.job import Job
+from facelock.perception import MINIATURE, open_perception
 from facelock.pipeline import Pipeline
 from facelock.protocols import Progress
-from facelock.recipe import Recipe
+from facelock.recipe import Recipe, load_recipe
 from facelock.report import Report, build_report
+from facelock.runtime import ahead, resolve_device
 from facelock.types import ChunkRecords, Identity
-from facelock.video import probe, read_chunks
+from facelock.video import VideoInfo, probe, read_chunks
 
 FRAMES_PER_READ = 24
-"""Frames of a finished clip held at once by :func:`verify`."""
+"""Frames of a finished clip held at once by :func:`verify`, at most."""
+BYTES_PER_READ = 2**28
+"""Memory that they may take; of large frames fewer are held."""
 
 
 def generate(
@@ -101,20 +105,27 @@ def verify(
     device: str = "auto",
     target: float | None = None,
     faces: Sequence[int | None] = (),
+    packs: str | None = None,
+    judge: str | None = None,
     commercial: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Measure a finished clip, of any origin, against its reference with the recipe's judge.
+    """Measure a finished clip, of any origin, against its reference with a judge.
 
     Every frame and character gets a row; nothing is written (see :func:`facelock.report.write_report`).
     ``target`` is the share in [0, 1] of frames that should match, recorded in the report; ``faces`` picks a
-    face per picture; ``commercial`` refuses weights whose licence does not allow commercial use. Raises
-    ``InputError`` when video or picture cannot be read, ``ConfigError`` for a refused weight.
+    face per picture; ``commercial`` refuses weights whose licence does not allow commercial use.
+
+    ``packs`` and ``judge`` name face packs in place of the recipe's (see :mod:`facelock.perception`): for real
+    people ``packs="opencv:yunet+sface"``, ``judge="insightface:buffalo_l"``, say. Where neither is given, an
+    :class:`Identity` is measured by what it was made with. Raises ``InputError`` when video or picture cannot be
+    read, or an identity was made for another judge, ``ModelError`` when a pack is missing, ``ConfigError`` for a
+    refused weight.
     """
     info = probe(Path(video))
-    pipeline = Pipeline.from_recipe(recipe, device, commercial)
+    pipeline = _watching(recipe, device, packs, judge, identity, commercial)
     cast = pipeline.identities(identity, faces)
-    records = list(_measure(pipeline, Path(video), cast, info.frames, progress))
+    records = list(_measure(pipeline, Path(video), cast, info, progress))
     frames = sum(record.length for record in records)
     return build_report(
         records,
@@ -133,11 +144,39 @@ def verify(
     )
 
 
+def _watching(
+    recipe: str | Path | Recipe,
+    device: str,
+    packs: str | None,
+    judge: str | None,
+    identity: Any,
+    commercial: bool = False,
+) -> Pipeline:
+    """The recipe's pipeline, seeing with the packs that were named, or else with those of the identities."""
+    if packs is None:
+        given = identity if isinstance(identity, list | tuple) else [identity]
+        made = {each.perception for each in given if isinstance(each, Identity) and any(each.perception)}
+        if len(made) > 1:
+            raise InputError(
+                "The identities were made with different face packs. Build them with the same --faces and --judge."
+            )
+        packs, own = next(iter(made), (None, None))
+        judge = judge or own
+    if (packs or MINIATURE, judge or MINIATURE) == (MINIATURE, MINIATURE):
+        return Pipeline.from_recipe(recipe, device, commercial)
+    from facelock.assembly import Assembly
+
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    seen = open_perception(packs or MINIATURE, judge, device=resolve_device(device), commercial=commercial)
+    return Pipeline(chosen, Assembly(chosen, device, commercial, seen))
+
+
 def _measure(
-    pipeline: Pipeline, video: Path, cast: Sequence[Identity], total: int, progress: Progress | None
+    pipeline: Pipeline, video: Path, cast: Sequence[Identity], info: VideoInfo, progress: Progress | None
 ) -> Iterator[ChunkRecords]:
-    judge, before = pipeline.parts.judge, None
-    for chunk in read_chunks(video, FRAMES_PER_READ):
+    judge, before, total = pipeline.parts.judge, None, info.frames
+    held = BYTES_PER_READ // (12 * info.width * info.height)
+    for chunk in ahead(read_chunks(video, max(1, min(FRAMES_PER_READ, held)))):
         rows = tuple(judge.measure(chunk.frames, cast, start=chunk.start, before=before))
         before = chunk.frames[-1]
         faces = judge.thumbnails(chunk.frames, rows, start=chunk.start)

@@ -61,6 +61,20 @@ Target = Annotated[
 Commercial = Annotated[
     bool, typer.Option("--commercial", help="Refuse weights whose licence does not allow commercial use.")
 ]
+FacesSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--faces",
+        metavar="SPEC",
+        help="Face pack: miniature, insightface:NAME, opencv:yunet+sface, or DETECTOR+RECOGNISER.",
+    ),
+]
+JudgeSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--judge", metavar="SPEC", help="The recogniser that measures: a pack, or a recogniser alone."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no warnings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report's summary as one JSON object.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error, and log more.")]
@@ -80,7 +94,8 @@ VERIFY_EXAMPLES = """\
 Example:
 
 \b
-  facelock verify maria.mp4 --face samples/faces/maria.png"""
+  facelock verify maria.mp4 --face samples/faces/maria.png
+  facelock verify film.mp4 --face photo.jpg --faces opencv:yunet+sface"""
 
 BENCH_EXAMPLES = """\
 Example:
@@ -184,6 +199,8 @@ def verify(
     recipe: RecipeName = "miniature",
     device: Device = "auto",
     target: Target = None,
+    faces: FacesSpec = None,
+    judge: JudgeSpec = None,
     face_index: FaceIndex = None,
     commercial: Commercial = False,
     quiet: Quiet = False,
@@ -212,6 +229,8 @@ def verify(
             device=device,
             target=target,
             faces=face_index or (),
+            packs=faces,
+            judge=judge,
             commercial=commercial,
             progress=display.step,
         )
@@ -225,6 +244,7 @@ BENCHMARKS = {
     "decoupling": "Whether locked faces keep the blueprint's pose, expression, gaze and light.",
     "speed": "Seconds per stage and peak memory.",
     "lock": "The lock stage against a plain insightface loop with the same nets.",
+    "real": "Real photos and videos: separation, verify against the libraries' own loops, false alarms.",
 }
 
 
@@ -241,6 +261,9 @@ def _add_benchmark(name: str, purpose: str) -> None:
         out: Annotated[
             Path | None, typer.Option("--out", metavar="DIR", help="Where tables and figures go.")
         ] = None,
+        assets: Annotated[
+            Path | None, typer.Option("--assets", metavar="DIR", help="Real photos, videos, weights (real).")
+        ] = None,
         device: Device = "auto",
         quiet: Quiet = False,
         as_json: AsJson = False,
@@ -250,6 +273,8 @@ def _add_benchmark(name: str, purpose: str) -> None:
 
         check_bench(seconds, identities)
         given = {"seconds": seconds, "identities": identities, "seed": seed, "out": out, "device": device}
+        if name == "real":
+            given["assets"] = assets
         options = {key: value for key, value in given.items() if value is not None}
         with running(quiet, debug) as display:
             results: Any = import_module(f"facelock.bench.{name}").run(**options, progress=display.step)

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from facelock.errors import InputError, StorageError
 from facelock.files import atomic_write, storage, sync_folder
 from facelock.output import ClipFiles, checked, locked, refuse_existing
-from facelock.types import AlignRecord, ChunkRecords, LedgerRow, Status
+from facelock.types import AlignRecord, ChunkRecords, LedgerRow, Status, Unreadable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -287,7 +287,9 @@ def _by_frame(stored: Mapping[str, str]) -> dict[int, str]:
 
 def _row(stored: Mapping[str, Any]) -> LedgerRow:
     values = {field.name: stored[field.name] for field in fields(LedgerRow) if field.name in stored}
-    row = LedgerRow(**{**values, "status": Status(stored["status"])})
+    why = stored.get("unreadable")
+    values |= {"status": Status(stored["status"]), "unreadable": Unreadable(why) if why else None}
+    row = LedgerRow(**values)
     box, landmarks = stored.get("box"), stored.get("landmarks")
     return replace(
         row,

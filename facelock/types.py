@@ -140,6 +140,17 @@ class Status(StrEnum):
     """No face for this character."""
 
 
+class Unreadable(StrEnum):
+    """Why a face cannot be judged: the first of these that holds."""
+
+    CROPPED = "cropped"
+    """Too much of it lies outside of the picture."""
+    SMALL = "small"
+    TURNED = "turned"
+    """Too far to the side, up or down."""
+    BLURRED = "blurred"
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """Cosine similarities at which an encoder accepts, per false-accept rate."""
@@ -193,6 +204,8 @@ class LedgerRow:
     """The same for the eyes: it moves as the lids and the gaze do."""
     residual: float | None = None
     """Mean absolute difference in [0, 1] to the same face in the frame before, after motion compensation."""
+    unreadable: Unreadable | None = None
+    """Why the face cannot be judged; None unless the status is ``unreadable``."""
 
 
 @dataclass(frozen=True)

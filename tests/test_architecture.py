@@ -20,6 +20,7 @@ LEVELS = [
         "images",
         "video",
         "weights",
+        "calibration",
         "appearance",
         "catalog",
         "download",
