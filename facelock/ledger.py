@@ -24,6 +24,7 @@ from torch import Tensor
 from facelock.appearance import face_tile, jpeg, mouth_and_eyes, residual, sharpness
 from facelock.errors import FaceLockError
 from facelock.geometry import estimate_pose, similarity_from_landmarks, warp_crops
+from facelock.identity import embedding_of
 from facelock.protocols import FacePack
 from facelock.types import Faces, Identity, LedgerRow, Status, Thresholds
 
@@ -77,7 +78,7 @@ def measure(
 
     ``start`` is the clip's index of the first frame. ``before`` (3, H, W) is the frame just before it,
     where there is one: with it the first row gets its residual too, so that flicker at the seam of two
-    chunks is seen. Raises FaceLockError when an identity lacks the embedding of ``pack.encoder``.
+    chunks is seen. Raises InputError when an identity lacks the embedding of ``pack.encoder``.
     """
     whole = frames if before is None else torch.cat([before[None].to(frames), frames])
     lead = len(whole) - len(frames)
@@ -97,13 +98,7 @@ def measure(
 
 def _references(identities: Sequence[Identity], encoder: str) -> Tensor:
     """(K, D) embeddings of the cast by one encoder."""
-    for identity in identities:
-        if encoder not in identity.embeddings:
-            raise FaceLockError(
-                f"The identity {identity.name!r} has no embedding of {encoder}, only of "
-                f"{', '.join(identity.embeddings) or 'nothing'}. Build it again from its picture."
-            )
-    return torch.stack([identity.embeddings[encoder].detach().cpu().float() for identity in identities])
+    return torch.stack([embedding_of(identity, encoder).detach().cpu().float() for identity in identities])
 
 
 def _similarities(embeddings: Tensor, references: Tensor) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ LEVELS = [
     {"errors", "assets"},
     {"types"},
     {"protocols", "files", "bootstrap"},
-    {"nets", "runtime", "geometry", "images", "video", "weights", "appearance"},
+    {"nets", "runtime", "geometry", "images", "video", "weights", "appearance", "photos"},
     {"faces", "perception", "identity", "ledger", "figures", "comparison", "verdict"},
     {"closed_loop", "blueprint", "alignment", "restoration"},
     {"recipe", "job", "report_model"},
