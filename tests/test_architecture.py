@@ -13,8 +13,8 @@ LEVELS = [
     {"errors", "assets"},
     {"types"},
     {"protocols", "files", "bootstrap"},
-    {"nets", "runtime", "geometry", "images", "video", "weights", "appearance", "photos"},
-    {"faces", "perception", "identity", "ledger", "figures", "comparison", "verdict"},
+    {"nets", "runtime", "geometry", "images", "video", "weights", "appearance", "photos", "consent", "consensus"},
+    {"faces", "perception", "identity", "enrol", "face_format", "identity_file", "ledger", "figures", "comparison", "verdict"},
     {"closed_loop", "blueprint", "alignment", "restoration"},
     {"recipe", "job", "report_model"},
     {"report", "report_page", "report_plot", "journal", "parts", "steps", "output", "assembly"},
@@ -22,7 +22,7 @@ LEVELS = [
     {"api"},
     {"miniature"},
     {"bench"},
-    {"terminal", "cli"},
+    {"terminal", "cli", "cli_identity"},
 ]
 STAGES = {"blueprint", "alignment", "restoration"}
 FREE = {"__init__", "__main__"}
