@@ -22,7 +22,6 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from facelock.api import create_identity, generate, load_identity, save_identity, verify
     from facelock.clip import Clip
-    from facelock.enrol import Enrolment
     from facelock.errors import (
         ConfigError,
         DeviceError,
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
         OutputBusyError,
         StorageError,
     )
+    from facelock.findings import Enrolment
     from facelock.pipeline import Pipeline
     from facelock.recipe import Recipe, load_recipe
     from facelock.report import Report
@@ -83,7 +83,7 @@ _HOME = {
     "Clip": "clip",
     "Chunk": "types",
     "Consent": "types",
-    "Enrolment": "enrol",
+    "Enrolment": "findings",
     "Identity": "types",
     "Pipeline": "pipeline",
     "Recipe": "recipe",

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from facelock.clip import Clip
-from facelock.enrol import Enrolment, check_name
 from facelock.enrol import create_identity as enrol
 from facelock.errors import InputError
+from facelock.findings import Enrolment, check_name
 from facelock.identity_file import is_face_file, save_identity, stored_identity
 from facelock.job import Job
 from facelock.perception import open_perception

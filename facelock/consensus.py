@@ -59,25 +59,25 @@ def groups(score: Floats, photo: Sequence[int]) -> list[list[int]]:
     return sorted((sorted(part) for part in parts.values()), key=lambda part: (-len(part), part[0]))
 
 
-def centre(rows: Floats, worth: Floats) -> Floats:
-    """(D,) unit vector in the middle of (N, D) unit rows: their weighted geometric median on the sphere.
+def centre(rows: Floats) -> Floats:
+    """(D,) unit vector in the middle of (N, D) unit rows: their geometric median, on the sphere.
 
-    Weiszfeld's iteration from the weighted mean, ``worth`` (N,) being the weights. Half of the rows may be wrong
-    before it moves far (Lopuhaä & Rousseeuw 1991); a mean moves with every one.
+    Weiszfeld's iteration from the mean. Half of the rows may be wrong before it moves far (Lopuhaä & Rousseeuw
+    1991), where a mean moves with every one.
     """
-    middle = _unit(worth @ rows)
+    middle = _unit(rows.sum(0))
     for _ in range(ROUNDS if len(rows) > 2 else 0):
         far = np.linalg.norm(rows - middle, axis=1)
-        middle = _unit((worth / np.maximum(far, NEAREST)) @ rows)
+        middle = _unit((1 / np.maximum(far, NEAREST)) @ rows)
     return middle
 
 
-def to_the_others(rows: Floats, worth: Floats) -> Floats:
+def to_the_others(rows: Floats) -> Floats:
     """(N,) cosine of each row to the centre of all others; 1 for a single one."""
     if len(rows) < 2:
         return np.ones(len(rows))
     keep = ~np.eye(len(rows), dtype=bool)
-    return np.array([row @ centre(rows[k], worth[k]) for row, k in zip(rows, keep, strict=True)])
+    return np.array([row @ centre(rows[others]) for row, others in zip(rows, keep, strict=True)])
 
 
 def unlike(cosines: Floats, accepted: float) -> NDArray[np.bool_]:

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from torch import Tensor
 from facelock.consensus import agreement, centre, groups, spread, to_the_others, unlike
 from facelock.consent import check_consent
 from facelock.errors import InputError
+from facelock.findings import MOST_CROPS, MOST_PHOTOS, Enrolment, Finding, Outcome, check_name
 from facelock.geometry import REFERENCE384
 from facelock.identity import portrait_of
 from facelock.perception import Perception
@@ -34,12 +34,8 @@ from facelock.photos import Photo, Quality, QualityLimits, choose, crop, look, q
 from facelock.protocols import FacePack
 from facelock.types import Consent, Identity
 
-MOST_PHOTOS = 256
 MOST_FACES = 8
 """Faces of one photo that are looked at, the largest ones."""
-MOST_CROPS = 8
-"""References that are kept as pictures."""
-LONGEST_NAME = 100
 LIMITS = QualityLimits(
     minimum_face=48.0,
     minimum_sharpness=3.0,
@@ -50,63 +46,6 @@ LIMITS = QualityLimits(
 )
 """What a photo must offer to count. At each of them a real recogniser (w600k_mbf) had lost about a fifth of its
 similarity to the person's other photos, on fifty LFW photos made worse step by step."""
-
-
-class Outcome(StrEnum):
-    """What became of a photo."""
-
-    USED = "used"
-    UNREADABLE = "unreadable"
-    """No picture that can be read."""
-    DUPLICATE = "duplicate"
-    """The same picture as another one."""
-    NO_FACE = "no face"
-    POOR = "poor"
-    """Too small, turned away, dark, bright or blurred."""
-    STRANGER = "another person"
-    UNLIKE = "unlike"
-    """Probably the person, but too far from the other photos to say anything."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What was found in one photo."""
-
-    photo: str
-    """Its file name, or its number from 1 where it has none."""
-    outcome: Outcome
-    reason: str = ""
-    """Why it was left out, or what was remarked; empty where there is nothing to say."""
-    quality: Quality | None = None
-    similarity: Mapping[str, float] = field(default_factory=dict)
-    """Encoder's id → cosine to the centre of the photos that are used, itself left out."""
-
-    @property
-    def remark(self) -> str:
-        """One line about this photo, without a full stop; empty where there is nothing to say."""
-        left_out = "" if self.outcome is Outcome.USED else "left out: "
-        return f"{self.photo}: {left_out}{self.reason}" if self.reason else ""
-
-
-@dataclass(frozen=True)
-class Enrolment:
-    """A new identity, and how it came about."""
-
-    identity: Identity
-    findings: tuple[Finding, ...]
-    """One per photo, in the order in which they were given."""
-    keep_crops: bool = False
-    """Whether a file of it may hold the aligned crops."""
-
-    @property
-    def used(self) -> tuple[Finding, ...]:
-        """The photos that the identity is made of."""
-        return tuple(finding for finding in self.findings if finding.outcome is Outcome.USED)
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """A line for each photo of which there is something to say."""
-        return tuple(finding.remark for finding in self.findings if finding.remark)
 
 
 @dataclass(frozen=True)
@@ -163,7 +102,7 @@ def create_identity(
     face that agrees with the other photos is taken. ``keep_crops`` lets a file of it hold the aligned crops.
     ``progress("photos", done, all)`` is called after each photo.
 
-    The centre of the references is the weighted geometric median per encoder (:func:`facelock.consensus.centre`),
+    The centre of the references is their geometric median per encoder (:func:`facelock.consensus.centre`),
     the spread their cosines to the centre of the others. Raises ``InputError`` when no photo can be used, saying why
     of each; when the photos show several people equally often; and for a name or consent that cannot be used.
     """
@@ -183,15 +122,6 @@ def create_identity(
     source = f"{len(person)} of {len(pictures)} photos" if len(pictures) > 1 else table.labels[0]
     notes = tuple(finding.remark for finding in findings if finding.remark)
     return Enrolment(replace(identity, source=source, notes=notes), findings, keep_crops)
-
-
-def check_name(name: str) -> str:
-    """Return ``name``. Raises ``InputError`` for an empty or overlong one, or one with control characters."""
-    if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
-        raise InputError(
-            f"The name is {name[: LONGEST_NAME + 1]!r}. Give one line of 1 to {LONGEST_NAME} characters."
-        )
-    return name
 
 
 def _picks(face: int | Sequence[int | None] | None, count: int) -> list[int | None]:
@@ -319,7 +249,7 @@ def _alike(table: _Table, person: Sequence[_Face], packs: Sequence[FacePack]) ->
     """The person's faces without those that are far out by any encoder."""
     out = np.zeros(len(person), bool)
     for k, pack in enumerate(packs):
-        cosines = to_the_others(np.stack([face.embeddings[k] for face in person]), _worth(person))
+        cosines = to_the_others(np.stack([face.embeddings[k] for face in person]))
         out |= unlike(cosines, pack.encoder.thresholds.far_1e4)
     for face, far in zip(person, out, strict=True):
         if far:
@@ -332,29 +262,26 @@ def _remark_strangers(table: _Table, people: Sequence[Sequence[_Face]]) -> None:
     """Note the photos in which the person is not."""
     taken = {face.photo for face in people[0]}
     for person in people[1:]:
-        company = _named(table, person) if len({face.photo for face in person}) > 1 else ""
         for face in person:
             if face.photo not in taken and face.photo not in table.findings:
-                reason = "shows another person" + (f", the one of {company}" if company else "")
+                company = _named(table, [other for other in person if other is not face])
+                reason = "shows another person" + (f", the same as {company}" if company else "")
                 table.leave_out(face.photo, Outcome.STRANGER, reason, face.quality)
-
-
-def _worth(faces: Sequence[_Face]) -> np.ndarray:
-    return np.array([face.quality.worth for face in faces])
 
 
 def _identity(
     person: Sequence[_Face], perception: Perception, name: str, consent: Consent
 ) -> tuple[Identity, list[np.ndarray]]:
     """The identity that ``person``'s faces make, and per encoder each one's cosine to the others' centre."""
-    packs, worth = perception.packs, _worth(person)
+    packs = perception.packs
     rows = [np.stack([face.embeddings[k] for face in person]) for k in range(len(packs))]
-    cosines = [to_the_others(each, worth) for each in rows]
+    cosines = [to_the_others(each) for each in rows]
     embeddings = {
-        pack.encoder.id: torch.from_numpy(centre(each, worth)).float()
+        pack.encoder.id: torch.from_numpy(centre(each)).float()
         for pack, each in zip(packs, rows, strict=True)
     }
-    best = np.argsort(-worth * np.mean(cosines, 0), kind="stable")[:MOST_CROPS]
+    worth = np.array([face.quality.worth for face in person]) * np.mean(cosines, 0)
+    best = np.argsort(-worth, kind="stable")[:MOST_CROPS]
     crops = torch.stack([person[i].crop for i in best]).float() / 255
     digest = hashlib.sha256(b"".join(row.numpy().tobytes() for row in embeddings.values())).hexdigest()
     identity = Identity(
@@ -377,20 +304,38 @@ def _remark_used(
     """Note the photos that count, and which face was taken where there are several."""
     for place, face in enumerate(person):
         beside = len(table.faces[face.photo]) - 1
-        reason = f"of {beside + 1} faces, number {face.number} agrees with the other photos" if beside else ""
+        reason = (
+            f"of {beside + 1} faces, the one of --face-index {face.number} agrees with the other photos"
+            if beside
+            else ""
+        )
         likeness = {pack.encoder.id: float(each[place]) for pack, each in zip(packs, cosines, strict=True)}
         label = table.labels[face.photo]
-        table.findings[face.photo] = Finding(label, Outcome.USED, reason, face.quality, likeness)
+        table.findings[face.photo] = Finding(
+            label, Outcome.USED, taken if beside else "", face.quality, likeness
+        )
 
 
 def _remark_rest(table: _Table, identity: Identity, packs: Sequence[FacePack]) -> None:
-    """Add to the photos that were left out how alike their faces are to the person."""
-    centres = [identity.embeddings[pack.encoder.id].double().numpy() for pack in packs]
+    """Add to the photos that were left out how alike their faces are to the person; they may be there, but poorly."""
     for index, faces in table.faces.items():
         finding = table.findings[index]
-        if finding.outcome is not Outcome.USED:
-            likeness = {
-                pack.encoder.id: max(float(face.embeddings[k] @ centres[k]) for face in faces)
-                for k, pack in enumerate(packs)
-            }
-            table.findings[index] = replace(finding, similarity=likeness)
+        if finding.outcome is Outcome.USED:
+            continue
+        likeness = [_likeness(face, identity, packs) for face in faces]
+        nearest = max(range(len(faces)), key=lambda k: sum(likeness[k].values()))
+        finding = replace(finding, similarity=likeness[nearest])
+        accepted = all(likeness[nearest][p.encoder.id] >= p.encoder.thresholds.far_1e3 for p in packs)
+        if finding.outcome is Outcome.STRANGER and accepted and faces[nearest].complaint:
+            finding = replace(
+                finding, outcome=Outcome.POOR, reason=faces[nearest].complaint, quality=faces[nearest].quality
+            )
+        table.findings[index] = finding
+
+
+def _likeness(face: _Face, identity: Identity, packs: Sequence[FacePack]) -> dict[str, float]:
+    """Encoder's id → cosine of a face to the identity."""
+    return {
+        pack.encoder.id: float(row @ identity.embeddings[pack.encoder.id].double().numpy())
+        for pack, row in zip(packs, face.embeddings, strict=True)
+    }

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from facelock import __version__
 from facelock.consent import check_consent
-from facelock.enrol import LONGEST_NAME, MOST_CROPS, MOST_PHOTOS, check_name
 from facelock.errors import InputError
+from facelock.findings import LONGEST_NAME, MOST_CROPS, MOST_PHOTOS, check_name
 from facelock.geometry import REFERENCE384
 from facelock.identity import portrait_of
 from facelock.photos import Quality

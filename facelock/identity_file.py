@@ -16,15 +16,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from facelock.consensus import centre, spread, to_the_others
 from facelock.consent import require_consent, today
-from facelock.enrol import Enrolment
 from facelock.errors import InputError
 from facelock.face_format import LARGEST_FILE, MAGIC, Record, pack, unpack
 from facelock.files import atomic_write, open_input
+from facelock.findings import Enrolment
 from facelock.identity import embedding_of, recrop
 from facelock.perception import Perception
 from facelock.photos import Quality
@@ -68,7 +67,7 @@ def save_identity(
 ) -> Path:
     """Write a ``.face`` file, which only its owner can read, and return its path.
 
-    An :class:`facelock.enrol.Enrolment` leaves the photos' quality in it too. The aligned crops go in with
+    An :class:`facelock.findings.Enrolment` leaves the photos' quality in it too. The aligned crops go in with
     ``keep_crops`` alone (default: as the enrolment was asked). The whole file or nothing is written. Raises
     ``InputError`` when it exists and not ``overwrite``, when the identity has no embedding, or for a path that
     cannot be; ``StorageError`` for a full disk.
@@ -147,9 +146,8 @@ def re_embed(identity: Identity, perception: Perception) -> Identity:
                 "Create it again from the photos, or with --keep-crops."
             )
         rows = encoder.embed_crops(recrop(crops, encoder.crop)).double().numpy()
-        even = np.ones(len(rows))
-        embeddings[encoder.id] = torch.from_numpy(centre(rows, even)).float()
-        spreads[encoder.id] = spread(to_the_others(rows, even))
+        embeddings[encoder.id] = torch.from_numpy(centre(rows)).float()
+        spreads[encoder.id] = spread(to_the_others(rows))
     return replace(identity, embeddings=embeddings, spread=spreads, perception=perception.names)
 
 

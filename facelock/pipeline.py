@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from facelock.consent import remark_unknown, require_consent
 from facelock.errors import InputError
+from facelock.identity import embedding_of
 from facelock.job import Job, Span, check_size, plan_chunks
 from facelock.journal import Resume, Tail
 from facelock.parts import Parts
@@ -97,6 +98,7 @@ class Pipeline:
             cast.append(self._identity(reference, face, taken))
             require_consent(cast[-1])
             remark_unknown(cast[-1])
+            embedding_of(cast[-1], self.parts.judge.encoder)
             taken.append(cast[-1].name)
         return tuple(cast)
 
