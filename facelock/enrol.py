@@ -4,7 +4,7 @@
 
     enrolment = create_identity(["a.jpg", "b.jpg", "c.jpg"], open_perception(), name="maria")
     enrolment.identity                 # embeddings, spread, crops
-    print(*enrolment.remarks, sep="\\n")  # "c.jpg was left out: shows another person, ..."
+    print(*enrolment.remarks, sep="\\n")  # c.jpg: left out: shows another person
 
 Every usable face of every photo is embedded by all encoders; the person is who most photos agree on, so a
 stranger among the photos, or beside the person in one, is found by disagreement. Nothing depends on the order
@@ -44,8 +44,7 @@ LIMITS = QualityLimits(
     minimum_contrast=0.05,
     maximum_clipped=0.5,
 )
-"""What a photo must offer to count. At each of them a real recogniser (w600k_mbf) had lost about a fifth of its
-similarity to the person's other photos, on fifty LFW photos made worse step by step."""
+"""What a photo must offer to count: beyond these, real recognisers begin to lose the person."""
 
 
 @dataclass(frozen=True)
@@ -304,11 +303,7 @@ def _remark_used(
     """Note the photos that count, and which face was taken where there are several."""
     for place, face in enumerate(person):
         beside = len(table.faces[face.photo]) - 1
-        reason = (
-            f"of {beside + 1} faces, the one of --face-index {face.number} agrees with the other photos"
-            if beside
-            else ""
-        )
+        taken = f"of {beside + 1} faces, the one of --face-index {face.number} agrees with the other photos"
         likeness = {pack.encoder.id: float(each[place]) for pack, each in zip(packs, cosines, strict=True)}
         label = table.labels[face.photo]
         table.findings[face.photo] = Finding(
