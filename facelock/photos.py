@@ -117,20 +117,16 @@ class QualityLimits:
         return None
 
     def _exposure(self, quality: Quality) -> tuple[str, str] | None:
-        how = "too dark" if quality.brightness < 0.5 else "too bright"
+        light = "too dark" if quality.brightness < 0.25 else "too bright" if quality.brightness > 0.75 else "hazy"
         if quality.clipped > self.maximum_clipped:
-            return (
-                f"the face is {how}, {quality.clipped:.0%} of it is plain {'black' if how[4:] == 'dark' else 'white'} "
-                f"where {self.maximum_clipped:.0%} are allowed",
-                "Give a picture in even light",
+            found = (
+                f"{quality.clipped:.0%} of it is plain black or white where {self.maximum_clipped:.0%} are allowed"
             )
-        if quality.contrast < self.minimum_contrast:
-            return (
-                f"the face is {how}, its contrast is {quality.contrast:.3f} where {self.minimum_contrast:.3f} "
-                "is needed",
-                "Give a picture in even light",
-            )
-        return None
+        elif quality.contrast < self.minimum_contrast:
+            found = f"its contrast is {quality.contrast:.3f} where {self.minimum_contrast:.3f} is needed"
+        else:
+            return None
+        return f"the face is {light}, {found}", "Give a picture in even light"
 
     def _blur(self, quality: Quality) -> tuple[str, str] | None:
         if quality.sharpness < self.minimum_sharpness:
