@@ -117,11 +117,11 @@ class QualityLimits:
         return None
 
     def _exposure(self, quality: Quality) -> tuple[str, str] | None:
-        light = "too dark" if quality.brightness < 0.25 else "too bright" if quality.brightness > 0.75 else "hazy"
+        light = (
+            "too dark" if quality.brightness < 0.25 else "too bright" if quality.brightness > 0.75 else "hazy"
+        )
         if quality.clipped > self.maximum_clipped:
-            found = (
-                f"{quality.clipped:.0%} of it is plain black or white where {self.maximum_clipped:.0%} are allowed"
-            )
+            found = f"{quality.clipped:.0%} of it is plain black or white where {self.maximum_clipped:.0%} are allowed"
         elif quality.contrast < self.minimum_contrast:
             found = f"its contrast is {quality.contrast:.3f} where {self.minimum_contrast:.3f} is needed"
         else:

@@ -12,6 +12,7 @@ from album import JUDGE, LOOP, Album, Face, shot, somebody
 from PIL import Image
 from real import ASSETS, needs_assets
 
+from facelock.assets import asset_dir
 from facelock.consensus import centre, groups, to_the_others, unlike
 from facelock.enrol import create_identity
 from facelock.errors import ConfigError, InputError
@@ -22,6 +23,7 @@ from facelock.miniature.parameters import sample_appearance, sample_nuisance, ta
 from facelock.perception import open_perception
 from facelock.types import Consent, Spread
 
+SAMPLES = asset_dir("models").parent / "samples" / "faces"
 ANNA, BELA, CARO = (somebody(k) for k in range(3))
 
 
@@ -297,6 +299,22 @@ def test_kept_crops_show_the_same_face(miniature, cast):
     for pack in miniature.packs:
         rows = pack.encoder.embed_crops(recrop(identity.crops, pack.encoder.crop))
         assert float((rows @ identity.embeddings[pack.encoder.id]).min()) > pack.encoder.thresholds.far_1e3
+
+
+def test_gray_deep_and_turned_photos_are_the_same_person(miniature, tmp_path):
+    with Image.open(SAMPLES / "maria.png") as image:
+        colour = image.convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    deep = np.asarray(colour.convert("L")).astype(np.uint16) * 257
+    colour.save(tmp_path / "colour.png")
+    colour.convert("L").save(tmp_path / "gray.png")
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    colour.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
+    made = {path.stem: create_identity([path], miniature, name="x").identity for path in tmp_path.iterdir()}
+    for key, row in made["colour"].embeddings.items():
+        assert float(row @ made["turned"].embeddings[key]) > 0.999
+        assert float(made["gray"].embeddings[key] @ made["deep"].embeddings[key]) > 0.99
 
 
 # Real photos.
