@@ -24,7 +24,7 @@ from facelock.clip import Clip
 from facelock.enrol import create_identity as enrol
 from facelock.errors import InputError
 from facelock.findings import Enrolment, check_name
-from facelock.identity_file import is_face_file, save_identity, stored_identity
+from facelock.identity_file import is_face_file, read_faces, save_identity, stored_identity
 from facelock.job import Job
 from facelock.perception import open_perception
 from facelock.pipeline import Pipeline
@@ -145,6 +145,7 @@ def verify(
     ``target`` is the share in [0, 1] of frames that should match, recorded in the report; ``faces`` picks a
     face per picture. Raises ``InputError`` when video or picture cannot be read.
     """
+    identity = read_faces(identity)
     info = probe(Path(video))
     pipeline = Pipeline.from_recipe(recipe, device)
     cast = pipeline.identities(identity, faces)

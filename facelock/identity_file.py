@@ -94,6 +94,16 @@ def read_identity(path: str | Path) -> Identity:
     return read_record(path).identity
 
 
+def read_faces(references: Any) -> Any:
+    """One reference, or a list of them, as given, with every path of a ``.face`` file read for use.
+
+    So that what they were made with is known before a recogniser is loaded. Raises ``InputError``.
+    """
+    if isinstance(references, list | tuple):
+        return [read_faces(each) for each in references]
+    return stored_identity(references) if is_face_file(references) else references
+
+
 def stored_identity(
     path: str | Path, encoders: Sequence[str] = (), *, name: str | None = None, face: int | None = None
 ) -> Identity:

@@ -29,6 +29,7 @@ from facelock.identity_file import (
     describe,
     is_face_file,
     re_embed,
+    read_faces,
     read_identity,
     read_record,
     revoke,
@@ -418,6 +419,15 @@ def test_a_face_file_is_known_by_name_and_by_content(face, tmp_path):
     assert is_face_file(face.rename(tmp_path / "noname"))
     assert not is_face_file(SAMPLES / "maria.png") and not is_face_file(tmp_path / "none.png")
     assert not is_face_file(tmp_path) and not is_face_file(None) and not is_face_file(torch.zeros(3))
+
+
+def test_paths_of_face_files_are_read_and_others_left(face):
+    maria = Identity("maria", {})
+    read = read_faces([face, "photo.png", maria])
+    assert read[0].name == "Änna" and read[1:] == ["photo.png", maria]
+    assert read_faces(str(face)).uuid == read[0].uuid and read_faces("photo.png") == "photo.png"
+    revoke(face)
+    refused(face, "was revoked", lambda path: read_faces([path]))
 
 
 @pytest.fixture(scope="module")
