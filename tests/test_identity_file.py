@@ -143,10 +143,12 @@ def test_only_its_owner_can_read_it(enrolment, tmp_path):
     before = os.umask(0)
     try:
         path = save_identity(enrolment, tmp_path / "anna.face")
+        modes = [path.stat().st_mode]
         revoke(path)
+        modes.append(path.stat().st_mode)
     finally:
         os.umask(before)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [stat.S_IMODE(mode) for mode in modes] == [0o600, 0o600]
     assert [p.name for p in tmp_path.iterdir()] == ["anna.face"]
 
 
