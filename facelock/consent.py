@@ -32,7 +32,7 @@ def check_consent(consent: Consent) -> Consent:
     """Return the record itself. Raises ``InputError`` for an unknown kind, a date that is none, or a text that is
     too long or has control characters."""
     if consent.kind not in KINDS:
-        raise InputError(f"The consent is {consent.kind!r}. Give one of {', '.join(KINDS)}.")
+        raise InputError(f"The consent is {consent.kind[:40]!r}. Give one of {', '.join(KINDS)}.")
     for what, text in (("giver", consent.who), ("scope", consent.scope)):
         if len(text) > LONGEST or not text.isprintable():
             raise InputError(
@@ -74,4 +74,4 @@ def _date(what: str, text: str) -> date:
             raise ValueError
         return date.fromisoformat(text)
     except ValueError:
-        raise InputError(f"The consent's {what} is {text!r}. Give a date such as 2026-12-31.") from None
+        raise InputError(f"The consent's {what} is {text[:40]!r}. Give a date such as 2026-12-31.") from None

@@ -237,7 +237,7 @@ def _checked(path: Path, raw: Mapping[str, Any]) -> Header:
         header = Header.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(str(part) for part in first["loc"])[:100]
         raise InputError(f"{path}: its header is wrong ({place}: {first['msg']}). {REMAKE}.") from error
     if not all(text.isprintable() for text in _texts(raw)):
         raise _damaged(path, "its header holds control characters")

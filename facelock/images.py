@@ -81,7 +81,11 @@ def read_picture(path: str | Path) -> Picture:
             raise InputError(
                 f"{path}: {_what_it_is(file)}. Give a JPEG, PNG, WebP, AVIF or TIFF picture."
             ) from None
-        except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        except InputError:
+            raise
+        except (
+            Exception
+        ) as error:  # Pillow's readers raise nearly everything on damaged files: KeyError, TypeError
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             raise InputError(
                 f"{path}: is damaged or cut short ({reason}). Give another copy of it."

@@ -296,6 +296,8 @@ EDITS = {
     "control characters": (_set("name", "a\x1b[2Jb"), None, "control characters"),
     "uuid": (_set("uuid", "../../etc/passwd"), None, "header is wrong .uuid"),
     "consent kind": (_set("consent", {"kind": "perhaps"}), None, "The consent is 'perhaps'"),
+    "long consent": (_set("consent", {"kind": "x" * 5000}), None, "The consent is 'xxx"),
+    "long key": (_set("k" * 5000, 1), None, "header is wrong .kkk"),
     "consent date": (_set("consent", {"kind": "self", "expires": "never"}), None, "consent's end is 'never'"),
     "spread": (_encoder("spread", {"count": 0, "mean": 1.0, "low": 1.0}), None, "header is wrong .encoders.0.spread"),
     "too much text": (_set("facelock", "x" * 51), None, "header is wrong .facelock"),
