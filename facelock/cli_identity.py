@@ -1,4 +1,4 @@
-"""``facelock identity create``, ``show`` and ``revoke``: identities as files. It has no logic of its own.
+"""``facelock identity create``, ``show``, ``embed`` and ``revoke``: identities as files. It has no logic of its own.
 
 Everything heavy is imported when a command runs.
 """
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 identity = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 File = Annotated[Path, typer.Argument(metavar="FILE.face", help="An identity.")]
+FacesSpec = Annotated[
+    str, typer.Option("--faces", metavar="SPEC", help="Recogniser in the loop; miniature is bundled.")
+]
+JudgeSpec = Annotated[
+    str | None, typer.Option("--judge", metavar="SPEC", help="Recogniser that measures. Default: the pack's.")
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no warnings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error, and log more.")]
@@ -40,16 +47,9 @@ def create(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="OUT.face", help="The identity; only you can read it.")
     ],
-    faces: Annotated[
-        str, typer.Option("--faces", metavar="SPEC", help="Recogniser in the loop; miniature is bundled.")
-    ] = "miniature",
-    judge: Annotated[
-        str | None,
-        typer.Option("--judge", metavar="SPEC", help="Recogniser that measures. Default: the pack's."),
-    ] = None,
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")
-    ] = "auto",
+    faces: FacesSpec = "miniature",
+    judge: JudgeSpec = None,
+    device: Device = "auto",
     keep_crops: Annotated[
         bool,
         typer.Option(
@@ -115,6 +115,27 @@ def show(file: File, as_json: AsJson = False, debug: Debug = False) -> None:
 
         record = read_record(file)
     typer.echo(json.dumps(_summary(file, record)) if as_json else "\n".join(describe(record)))
+
+
+@identity.command()
+def embed(
+    file: File,
+    faces: FacesSpec = "miniature",
+    judge: JudgeSpec = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Add other recognisers' embeddings to FILE.face, which must hold crops (--keep-crops); the old ones stay."""
+    with running(quiet, debug):
+        from facelock.identity_file import embed_file
+        from facelock.perception import open_perception
+        from facelock.runtime import resolve_device
+
+        record = embed_file(file, open_perception(faces, judge, device=resolve_device(device)))
+    known = ", ".join(record.identity.embeddings)
+    _tell(file, record, f"embedded by {known}", as_json=as_json, quiet=quiet)
 
 
 @identity.command()

@@ -72,7 +72,8 @@ def embedding_of(identity: Identity, encoder: str) -> Tensor:
     if encoder not in identity.embeddings:
         raise InputError(
             f"{identity.name}: has no embedding by {encoder}, only by {', '.join(identity.embeddings) or 'nothing'}. "
-            "Create it again with the recognisers in use: facelock identity create, with --faces and --judge."
+            "Create it again with the recognisers in use: facelock identity create, with --faces and --judge "
+            "(or facelock identity embed, if its crops were kept)."
         )
     return identity.embeddings[encoder]
 

@@ -139,6 +139,18 @@ def revoke(path: str | Path) -> Record:
     return record
 
 
+def embed_file(path: str | Path, perception: Perception) -> Record:
+    """Add the embeddings of other recognisers to a ``.face`` file that keeps crops, and return what it says now.
+
+    Raises ``InputError`` as :func:`read_identity` and :func:`re_embed` do, and where consent has ended.
+    """
+    record = read_record(path)
+    require_consent(replace(record.identity, name=str(path)))
+    record = replace(record, identity=re_embed(record.identity, perception))
+    atomic_write(path, pack(record), private=True)
+    return record
+
+
 def re_embed(identity: Identity, perception: Perception) -> Identity:
     """The same identity with the embeddings of other recognisers too, from its crops.
 

@@ -46,7 +46,7 @@ def create(*photos, output="maria.face", more=()):
     return ["identity", "create", "maria", *photos, "-o", output, *more]
 
 
-@pytest.mark.parametrize("name", ["create", "show", "revoke"])
+@pytest.mark.parametrize("name", ["create", "show", "embed", "revoke"])
 def test_every_command_has_help(command, name):
     code, out, err = command("identity", name, "--help")
     assert code == 0 and err == "" and out.startswith(f"Usage: facelock identity {name}")
@@ -91,6 +91,10 @@ def test_create_show_and_revoke(command, photos, tmp_path):
     said = json.loads(out)
     assert code == 0 and said["file"] == "maria.face" and said["consent"]["who"] == "Maria"
     assert len(said["photos"]) == 2 and said["crops"] == 2
+
+    code, out, err = command("identity", "embed", "maria.face")
+    known = ", ".join(record.identity.embeddings)
+    assert (code, out) == (0, f"maria.face: embedded by {known}\n")
 
     code, out, err = command("identity", "revoke", "maria.face")
     assert (code, out) == (0, f"maria.face: consent revoked on {today}\n")

@@ -27,6 +27,7 @@ from facelock.face_format import KEY, LARGEST_FILE, Record, digest, pack, unpack
 from facelock.identity import embedding_of, identity_from_picture
 from facelock.identity_file import (
     describe,
+    embed_file,
     is_face_file,
     re_embed,
     read_faces,
@@ -353,6 +354,24 @@ def test_kept_crops_can_be_embedded_by_another(face, enrolment, tmp_path):
         re_embed(bare, other)
 
 
+def test_a_file_is_embedded_by_another(face):
+    pack_ = Album().perception.faces
+    pack_.encoder.id = "new@222222222222"
+    before = read_record(face)
+    record = embed_file(face, Perception(pack_, pack_, ("new", "new")))
+    now = read_record(face)
+    assert (
+        set(now.identity.embeddings) == {LOOP, JUDGE, "new@222222222222"} == set(record.identity.embeddings)
+    )
+    assert (now.quality, now.created, now.identity.uuid) == (
+        before.quality,
+        before.created,
+        before.identity.uuid,
+    )
+    revoke(face)
+    refused(face, "was revoked", lambda path: embed_file(path, Perception(pack_, pack_, ("new", "new"))))
+
+
 def test_crops_embed_almost_as_the_photo_did():
     seen = open_perception()
     photo = SAMPLES / "maria.png"
@@ -412,6 +431,8 @@ def test_what_it_says_in_words(face):
         assert part in text
     said = summary(record)
     assert json.loads(json.dumps(said)) == said and said["encoders"][LOOP]["spread"]["count"] == 3
+    old = replace(record, identity=replace(record.identity, consent=Consent("self", expires="2020-01-01")))
+    assert "EXPIRED" not in text and describe(old)[-1].endswith("until 2020-01-01, EXPIRED")
     assert "REVOKED" in describe(revoke(face) and read_record(face))[-1]
 
 
