@@ -212,10 +212,10 @@ def describe(record: Record) -> list[str]:
     lines.append(f"crops     {0 if identity.crops is None else len(identity.crops)} kept")
     given = {"by": consent.who, "on": consent.when, "for": consent.scope, "until": consent.expires}
     said = "".join(f" {word} {text}" for word, text in given.items() if text)
-    return [
-        *lines,
-        f"consent   {consent.kind}{said}{f', REVOKED on {consent.revoked}' if consent.revoked else ''}",
-    ]
+    over = f", REVOKED on {consent.revoked}" if consent.revoked else ""
+    if not over and consent.expires and consent.expires < today().isoformat():
+        over = ", EXPIRED"
+    return [*lines, f"consent   {consent.kind}{said}{over}"]
 
 
 def _described(quality: Quality) -> str:
