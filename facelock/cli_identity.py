@@ -14,7 +14,11 @@ import typer
 from facelock.terminal import running
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from facelock.identity_file import Record
+    from facelock.terminal import Display
+    from facelock.types import Consent
 
 identity = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -82,29 +86,41 @@ def create(
     Photos are not stored. What became of each is said on stderr.
     """
     with running(quiet, debug) as display:
-        from facelock.consent import check_consent, remark_unknown, today
-        from facelock.types import Consent
-
-        def between(*_: object) -> None:
-            if display.before_step:
-                display.before_step()
-
-        given = "" if consent == "unknown" else today().isoformat()
-        record = check_consent(Consent(consent, consent_by, given, consent_scope, consent_expires))
+        record = _consent(consent, consent_by, consent_scope, consent_expires)
         display.say(f"looking at {len(photos)} photo{'s' if len(photos) > 1 else ''}")
         from facelock import api
+        from facelock.consent import remark_unknown
         from facelock.identity_file import check_target, read_record
 
         check_target(output, overwrite=overwrite)
         made = api.create_identity(
             photos, name=name, faces=faces, judge=judge, device=device, keep_crops=keep_crops, consent=record,
-            face=face_index or None, progress=between,
+            face=face_index or None, progress=_between(display),
         )  # fmt: skip
         for remark in made.remarks:
             display.say(remark)
         remark_unknown(made.identity)
         api.save_identity(made, output, overwrite=overwrite)
     _tell(output, read_record(output), f"{name} from {made.identity.source}", as_json=as_json, quiet=quiet)
+
+
+def _consent(kind: str, who: str, scope: str, expires: str) -> Consent:
+    """The record that the options make, given today."""
+    from facelock.consent import check_consent, today
+    from facelock.types import Consent
+
+    given = "" if kind == "unknown" else today().isoformat()
+    return check_consent(Consent(kind, who, given, scope, expires))
+
+
+def _between(display: Display) -> Callable[..., None]:
+    """What is called after each photo: Ctrl-C ends the command there."""
+
+    def check(*_: object) -> None:
+        if display.before_step:
+            display.before_step()
+
+    return check
 
 
 @identity.command()

@@ -75,6 +75,7 @@ class _Table:
     """Digest and index of the readable photos: the order in which everything is computed."""
 
     def leave_out(self, photo: int, outcome: Outcome, reason: str, quality: Quality | None = None) -> None:
+        """Note that a photo does not count, and why."""
         self.findings[photo] = Finding(self.labels[photo], outcome, reason, quality)
 
     def usable(self) -> list[_Face]:
