@@ -14,9 +14,11 @@ in which the photos are given: they are put in the order of their digests first.
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,10 +142,7 @@ def _picks(face: int | Sequence[int | None] | None, count: int) -> list[int | No
 
 def _labels(pictures: Sequence[Any]) -> list[str]:
     """What to call each photo: its file's name, with as much of its folders as tells it from the others."""
-    from os import PathLike
-    from pathlib import Path
-
-    paths = [Path(picture) if isinstance(picture, str | PathLike) else None for picture in pictures]
+    paths = [Path(picture) if isinstance(picture, str | os.PathLike) else None for picture in pictures]
     names = [path.name for path in paths if path]
     return [
         f"photo {number}" if path is None else path.name if names.count(path.name) == 1 else str(path)
@@ -226,7 +225,7 @@ def _nobody_in_particular(table: _Table, people: Sequence[Sequence[_Face]]) -> s
         )
         label = table.labels[people[0][0].photo]
         return (
-            f"{label}: shows {len(people)} people (faces {places} from the left). "
+            f"{label}: shows {len(people)} people (faces {places}, counted from 0, left to right). "
             "Choose one with --face-index N, or give more photos of the one that is meant."
         )
     equal = [person for person in people if len(person) == len(people[0])]
@@ -251,6 +250,8 @@ def _alike(table: _Table, person: Sequence[_Face], packs: Sequence[FacePack]) ->
     for k, pack in enumerate(packs):
         cosines = to_the_others(np.stack([face.embeddings[k] for face in person]))
         out |= unlike(cosines, pack.encoder.thresholds.far_1e4)
+    if out.all():  # each encoder finds a few; together they cannot all be right
+        out[:] = False
     for face, far in zip(person, out, strict=True):
         if far:
             reason = "is too unlike the person's other photos to count"
@@ -303,12 +304,14 @@ def _remark_used(
 ) -> None:
     """Note the photos that count, and which face was taken where there are several."""
     for place, face in enumerate(person):
-        beside = len(table.faces[face.photo]) - 1
-        taken = f"of {beside + 1} faces, the one of --face-index {face.number} agrees with the other photos"
+        seen = table.faces[face.photo]
+        alone = sum(not other.complaint for other in seen) == 1
+        why = "is the only one that can be used" if alone else "agrees with the other photos"
+        taken = f"of {len(seen)} faces, the one of --face-index {face.number} {why}"
         likeness = {pack.encoder.id: float(each[place]) for pack, each in zip(packs, cosines, strict=True)}
         label = table.labels[face.photo]
         table.findings[face.photo] = Finding(
-            label, Outcome.USED, taken if beside else "", face.quality, likeness
+            label, Outcome.USED, taken if len(seen) > 1 else "", face.quality, likeness
         )
 
 

@@ -153,6 +153,14 @@ def test_one_photo_of_several_people_needs_a_choice(album):
     refused(album, [group], "2 faces are chosen for 1 photos", face=[0, 1])
 
 
+def test_a_face_in_the_background_does_not_ask_for_a_choice(album):
+    made = enrol(album, [album.photo(Face(BELA, 40, 30), Face(ANNA, 150))])
+    assert made.remarks == (
+        "photo 1: of 2 faces, the one of --face-index 1 is the only one that can be used",
+    )
+    assert torch.allclose(made.identity.embeddings[LOOP], torch.tensor(ANNA, dtype=torch.float32))
+
+
 POOR = {
     "too small": (Face(shot(ANNA, 0.8, 90), height=40), lambda p: p),
     "turned away": (Face(shot(ANNA, 0.8, 90), yaw=75), lambda p: p),
