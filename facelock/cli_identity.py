@@ -14,10 +14,7 @@ import typer
 from facelock.terminal import running
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from facelock.identity_file import Record
-    from facelock.terminal import Display
     from facelock.types import Consent
 
 identity = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -95,7 +92,7 @@ def create(
         check_target(output, overwrite=overwrite)
         made = api.create_identity(
             photos, name=name, faces=faces, judge=judge, device=device, keep_crops=keep_crops, consent=record,
-            face=face_index or None, progress=_between(display),
+            face=face_index or None, progress=display.step,
         )  # fmt: skip
         for remark in made.remarks:
             display.say(remark)
@@ -111,16 +108,6 @@ def _consent(kind: str, who: str, scope: str, expires: str) -> Consent:
 
     given = "" if kind == "unknown" else today().isoformat()
     return check_consent(Consent(kind, who, given, scope, expires))
-
-
-def _between(display: Display) -> Callable[..., None]:
-    """What is called after each photo: Ctrl-C ends the command there."""
-
-    def check(*_: object) -> None:
-        if display.before_step:
-            display.before_step()
-
-    return check
 
 
 @identity.command()
