@@ -1,4 +1,4 @@
-"""What people call from Python: :func:`generate`, :func:`verify`, :func:`load_identity`.
+"""What people call from Python: :func:`generate`, :func:`verify`, :func:`create_identity`, :func:`load_identity`.
 
 ::
 
@@ -7,6 +7,7 @@
     facelock.generate("a woman talking in a forest", "maria.png", seconds=10).save("clip.mp4")
     report = facelock.verify("clip.mp4", "maria.png")
     maria = facelock.load_identity("maria.png")     # read once, use for many clips
+    maria = facelock.create_identity(["a.jpg", "b.jpg", "c.jpg"], name="maria").identity
 
 For many clips keep a :class:`facelock.Pipeline`, whose models stay loaded.
 """
@@ -20,7 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from facelock.clip import Clip
+from facelock.enrol import create_identity as enrol
 from facelock.errors import InputError
+from facelock.findings import Enrolment, check_name
+from facelock.identity_file import is_face_file, read_faces, save_identity, stored_identity
 from facelock.job import Job
 from facelock.perception import MINIATURE, open_perception
 from facelock.pipeline import Pipeline
@@ -28,8 +32,10 @@ from facelock.protocols import Progress
 from facelock.recipe import Recipe, load_recipe
 from facelock.report import Report, build_report
 from facelock.runtime import ahead, resolve_device
-from facelock.types import ChunkRecords, Identity
+from facelock.types import ChunkRecords, Consent, Identity
 from facelock.video import VideoInfo, probe, read_chunks
+
+__all__ = ["create_identity", "generate", "load_identity", "save_identity", "verify", "verify_paths"]
 
 FRAMES_PER_READ = 24
 """Frames of a finished clip held at once by :func:`verify`, at most."""
@@ -54,8 +60,8 @@ def generate(
 ) -> Clip:
     """Describe a clip of ``prompt`` in which every face is ``identity``; iterate it or save it.
 
-    ``identity`` is a picture's path, a PIL picture, an :class:`Identity`, or a list of them (one per
-    character, left to right). ``seconds`` up to a day; ``seed`` 0 is a seed like any other. ``size`` is the
+    ``identity`` is a path (a picture or a ``.face`` file), a PIL picture, an :class:`Identity`, or a list of them
+    (one per character, left to right). ``seconds`` up to a day; ``seed`` 0 is a seed like any other. ``size`` is the
     side or (height, width) in pixels of the final frames. ``lock=False`` or ``restore=False`` leave a stage
     out, for comparison. ``faces`` says which face of a picture
     with several, counted from 0. ``commercial`` refuses weights whose licence does not allow commercial use.
@@ -82,19 +88,53 @@ def generate(
 def load_identity(
     picture: Any,
     *,
-    recipe: str | Path | Recipe = "miniature",
+    recipe: str | Path | Recipe | None = None,
     device: str = "auto",
     name: str | None = None,
     face: int | None = None,
     commercial: bool = False,
 ) -> Identity:
-    """Read one character from a picture (path or PIL) for the encoders of ``recipe``.
+    """Read one character from a ``.face`` file, or from a picture (path or PIL) for the encoders of ``recipe``.
 
-    ``face`` picks one of several faces, counted from 0, left to right; ``commercial`` refuses weights whose
-    licence does not allow commercial use. Raises ``InputError`` when there is no face that can be used, saying
-    why.
+    A picture is read for the recipe ``miniature`` unless another is given; a ``.face`` file is checked against a
+    recipe only where one is given. ``face`` picks one of several faces, counted from 0, left to right; ``commercial``
+    refuses weights whose licence does not allow commercial use. Raises ``InputError`` when there is no face that can
+    be used, saying why, or when its consent has ended.
     """
-    return Pipeline.from_recipe(recipe, device, commercial).parts.identity(picture, name=name, face=face)
+    if recipe is None and is_face_file(picture):
+        return stored_identity(picture, name=name, face=face)
+    pipeline = Pipeline.from_recipe(recipe or "miniature", device, commercial)
+    return pipeline.parts.identity(picture, name=name, face=face)
+
+
+def create_identity(
+    photos: Any | Sequence[Any],
+    *,
+    name: str,
+    faces: str = "miniature",
+    judge: str | None = None,
+    device: str = "auto",
+    keep_crops: bool = False,
+    consent: Consent = Consent(),  # noqa: B008 - frozen
+    face: int | Sequence[int | None] | None = None,
+    commercial: bool = False,
+    progress: Progress | None = None,
+) -> Enrolment:
+    """Make one identity of one or more photos of a person: ``create_identity(photos, name="maria").identity``.
+
+    ``photos`` are paths or PIL pictures. ``faces`` and ``judge`` name the recognisers
+    (:func:`facelock.perception.open_perception`). The result says of each photo what became of it; save it with
+    :func:`save_identity`, its aligned crops only with ``keep_crops``. See :func:`facelock.enrol.create_identity`.
+
+    Raises ``InputError`` when no photo can be used or no person is in most of them, ``ConfigError``,
+    ``ModelError`` or ``DeviceError`` for the recognisers.
+    """
+    given = photos if isinstance(photos, list | tuple) else [photos]
+    check_name(name)
+    perception = open_perception(faces, judge, device=resolve_device(device), commercial=commercial)
+    return enrol(
+        given, perception, name=name, keep_crops=keep_crops, consent=consent, face=face, progress=progress
+    )
 
 
 def verify(
@@ -122,6 +162,7 @@ def verify(
     read, or an identity was made for another judge, ``ModelError`` when a pack is missing, ``ConfigError`` for a
     refused weight.
     """
+    identity = read_faces(identity)
     info = probe(Path(video))
     pipeline = _watching(recipe, device, packs, judge, identity, commercial)
     cast = pipeline.identities(identity, faces)

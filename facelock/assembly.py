@@ -24,6 +24,7 @@ from facelock.blueprint import backbone_class
 from facelock.closed_loop import Locker, RestoreLoop
 from facelock.faces import load_pack
 from facelock.identity import identity_from_picture
+from facelock.identity_file import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
 from facelock.perception import Perception
 from facelock.protocols import Backbone, FacePack, Upscaler
@@ -179,10 +180,13 @@ class Assembly:
         )
 
     def identity(self, reference: Any, *, name: str | None = None, face: int | None = None) -> Identity:
-        """Read one reference and embed it with the loop's recogniser and the judge's.
+        """Read one reference: a picture, embedded with the loop's recogniser and the judge's, or a ``.face`` file.
 
-        Raises ``InputError`` when the picture holds no face that can be used.
+        Raises ``InputError`` when the picture holds no face that can be used, or the file was made for others.
         """
+        if is_face_file(reference):
+            encoders = (self.pack.encoder.id, self.judge.encoder)
+            return stored_identity(reference, encoders, name=name, face=face)
         limits = self.recipe.reference
         identity = identity_from_picture(
             reference,

@@ -1,4 +1,4 @@
-"""The command line: ``facelock generate``, ``verify`` and ``bench``. It has no logic of its own.
+"""The command line: ``facelock generate``, ``verify``, ``identity`` and ``bench``. It has no logic of its own.
 
 Everything heavy is imported when a command runs, so that ``facelock --help`` answers at once. Exit codes:
 0 done, 1 a bug of ours, 2 bad input, 3 the machine cannot, 4 identity target missed, 5 output busy,
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from facelock import __version__, cli_models
+from facelock.cli_identity import identity
 from facelock.errors import FaceLockError
 from facelock.terminal import running
 
@@ -35,12 +36,17 @@ bench = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode
 app.add_typer(
     bench, name="bench", help="Measure drift, decoupling, speed and the lock; held-out characters only."
 )
+app.add_typer(identity, name="identity", help="Make, show and revoke identities: .face files.")
 
 app.add_typer(cli_models.models, name="models", help="List, fetch and check weights, with their licences.")
 
 Faces = Annotated[
     list[str],
-    typer.Option("--face", metavar="PICTURE", help="Reference picture; once per character, left to right."),
+    typer.Option(
+        "--face",
+        metavar="PICTURE",
+        help="Reference picture or .face file; once per character, left to right.",
+    ),
 ]
 FaceIndex = Annotated[
     list[int] | None,

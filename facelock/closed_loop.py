@@ -17,8 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
-from facelock.errors import InputError
 from facelock.geometry import paste_crops, similarity_from_landmarks, soft_mask, warp_crops
+from facelock.identity import embedding_of
 from facelock.protocols import Aligner, FacePack, FaceRestorer, Upscaler
 from facelock.types import AlignRecord, CropSpec, Faces, Identity
 
@@ -73,14 +73,6 @@ class Work:
         ]
 
 
-def _embedding(identity: Identity, encoder: str) -> Tensor:
-    if encoder not in identity.embeddings:
-        raise InputError(
-            f"{identity.name}: was not embedded by {encoder}, which this recipe uses. Read the picture again with it."
-        )
-    return identity.embeddings[encoder]
-
-
 def similarity(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of unit rows (N, D), summed in float64 so that the order of summation does not show."""
     return (
@@ -131,7 +123,7 @@ class ClosedLoop:
         faces = self.pack.detect(frames)
         own = self.pack.embed(frames, faces)
         encoder = self.pack.encoder
-        references = torch.stack([_embedding(identity, encoder.id) for identity in identities])
+        references = torch.stack([embedding_of(identity, encoder.id) for identity in identities])
         index, who = assign(faces, own, references, encoder.thresholds.far_1e2)
         faces, own = faces.select(index), own[index]
         matrices = similarity_from_landmarks(faces.landmarks, self.crop)

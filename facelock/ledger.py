@@ -23,8 +23,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from facelock.appearance import face_tile, jpeg, mouth_and_eyes, residual, sharpness
-from facelock.errors import FaceLockError, InputError
+from facelock.errors import FaceLockError
 from facelock.geometry import estimate_pose, similarity_from_landmarks, warp_crops
+from facelock.identity import embedding_of
 from facelock.protocols import Cropper, FacePack
 from facelock.types import Faces, Identity, LedgerRow, Status, Thresholds, Unreadable
 
@@ -142,14 +143,7 @@ def _residual(before: Tensor | None, after: Tensor | None) -> float | None:
 
 def _references(identities: Sequence[Identity], encoder: str) -> Tensor:
     """(K, D) embeddings of the cast by one encoder."""
-    for identity in identities:
-        if encoder not in identity.embeddings:
-            raise InputError(
-                f"The identity {identity.name!r} has no embedding of {encoder}, only of "
-                f"{', '.join(identity.embeddings) or 'nothing'}. Build it again from its pictures with the same "
-                "--faces and --judge, or measure with those it was made for."
-            )
-    return torch.stack([identity.embeddings[encoder].detach().cpu().float() for identity in identities])
+    return torch.stack([embedding_of(identity, encoder).detach().cpu().float() for identity in identities])
 
 
 def _similarities(embeddings: Tensor, references: Tensor) -> NDArray[np.float64]:

@@ -108,9 +108,10 @@ class Identity:
     portrait: Tensor | None = None
     """(3, S, S) float32 RGB in [0, 1]: the reference's face, for reports only."""
     source: str = ""
-    """Where it came from: the picture's file name."""
+    """Where it came from: the file's name, or how many photos."""
     sha256: str = ""
-    """Digest of the source bytes, which the journal compares when a run is resumed."""
+    """Digest of the source, which the journal compares when a run is resumed: of the picture's bytes, of a ``.face``
+    file's content, or of the embeddings that several photos gave."""
     notes: tuple[str, ...] = ()
     """What was remarked while reading the reference (an animated picture's first frame, say)."""
     crops: Tensor | None = None

@@ -26,8 +26,23 @@ LEVELS = [
         "download",
         "pull",
         "inventory",
+        "photos",
+        "findings",
+        "consent",
+        "consensus",
     },
-    {"faces", "perception", "identity", "ledger", "figures", "comparison", "verdict"},
+    {
+        "faces",
+        "perception",
+        "identity",
+        "enrol",
+        "face_format",
+        "identity_file",
+        "ledger",
+        "figures",
+        "comparison",
+        "verdict",
+    },
     {"closed_loop", "blueprint", "alignment", "restoration"},
     {"recipe", "job", "report_model"},
     {"report", "report_page", "report_plot", "journal", "parts", "steps", "output", "assembly"},
@@ -35,7 +50,7 @@ LEVELS = [
     {"api"},
     {"miniature"},
     {"bench"},
-    {"terminal", "cli", "cli_models"},
+    {"terminal", "cli", "cli_identity", "cli_models"},
 ]
 STAGES = {"blueprint", "alignment", "restoration"}
 FREE = {"__init__", "__main__"}
