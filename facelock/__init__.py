@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from facelock.api import generate, load_identity, verify
+    from facelock.api import generate, load_identity, lock, verify
     from facelock.clip import Clip
     from facelock.errors import (
         ConfigError,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         OutputBusyError,
         StorageError,
     )
+    from facelock.footage import Footage
     from facelock.pipeline import Pipeline
     from facelock.recipe import Recipe, load_recipe
     from facelock.report import Report
@@ -43,11 +44,13 @@ if TYPE_CHECKING:
 __all__ = [
     # what people call
     "generate",
+    "lock",
     "verify",
     "load_identity",
     "load_recipe",
     # what they get
     "Clip",
+    "Footage",
     "Chunk",
     "Identity",
     "Pipeline",
@@ -70,10 +73,12 @@ __all__ = [
 
 _HOME = {
     "generate": "api",
+    "lock": "api",
     "verify": "api",
     "load_identity": "api",
     "load_recipe": "recipe",
     "Clip": "clip",
+    "Footage": "footage",
     "Chunk": "types",
     "Identity": "types",
     "Pipeline": "pipeline",

@@ -119,5 +119,3 @@ class FfmpegProcess:
         end = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         said = f": {words[0].rstrip('.')}" if words else ""
         raise EncoderError(f"ffmpeg died ({end}{said}). Give the same command again; finished work is kept.")
-
-

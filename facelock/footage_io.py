@@ -231,7 +231,7 @@ def _info(raw: Mapping[str, Any]) -> VideoInfo:
         time_base=Fraction(*raw["time_base"]),
         turn=turn,
         look=look,
-        audio=tuple(track["codec"] for track in raw["audio"]),
+        audio=tuple(raw["audio"]),
         title=raw["title"],
     )
 
@@ -309,7 +309,7 @@ class _Child:
 
 def _start(request: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     """The worker with this process's import paths, in a session of its own: Ctrl-C is for us to handle."""
-    paths = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    paths = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     try:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "facelock.video_worker", json.dumps(request)],
@@ -356,6 +356,6 @@ def _kind(path: Path) -> str:
             head = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError:
         return ""
-    if head[4:8] == b"ftyp" and head[8:12] in _STILLS or head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+    if head[8:12] == b"WEBP" or (head[4:8] == b"ftyp" and head[8:12] in _STILLS):
         return "a picture"
     return next((name for start, name in _KINDS if head.lower().startswith(start.lower())), "")

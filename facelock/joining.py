@@ -152,11 +152,9 @@ def _mux(
         pictures.time_base = timing.base
         pending = _sound(stack, clip, sound)
         waiting = next(pending, None)
-        for packet, pts, duration in zip(
-            _packets(segments), timing.pts, timing.durations(), strict=True
-        ):
+        for packet, pts, duration in zip(_packets(segments), timing.pts, timing.durations(), strict=True):
             now = (pts - timing.pts[0]) * timing.base
-            while waiting is not None and waiting.dts * waiting.time_base <= now:
+            while waiting is not None and _seconds(waiting) <= now:
                 clip.mux(waiting)
                 waiting = next(pending, None)
             packet.stream, packet.time_base = pictures, timing.base
@@ -166,6 +164,10 @@ def _mux(
         while waiting is not None:
             clip.mux(waiting)
             waiting = next(pending, None)
+
+
+def _seconds(packet: av.Packet) -> Fraction:
+    return (packet.dts or 0) * (packet.time_base or Fraction(0))
 
 
 def _sound(stack: ExitStack, clip: av.container.OutputContainer, path: Path | None) -> Iterator[av.Packet]:

@@ -4,8 +4,8 @@
 
     python -P -m facelock.video_worker '{"path": "/clip.mp4", "mode": "frames"}'
 
-Started by :mod:`facelock.footage_io`, which also ends it when it hangs. Its memory is bounded, only files themselves are
-opened (no URL, no playlist, nothing they point to), and it knows neither torch nor the rest of FaceLock, so that it
+Started by :mod:`facelock.footage_io`, which also ends it when it hangs. Its memory is bounded, only files themselves
+are opened (no URL, no playlist, nothing they point to), and it knows neither torch nor the rest of FaceLock, so that it
 starts in a tenth of a second. It answers on standard output with records: a header (:data:`HEADER`: kind, pts,
 duration, length) and as many bytes. A request's ``mode`` is
 
@@ -24,6 +24,8 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from fractions import Fraction
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 import av
@@ -194,7 +196,7 @@ def _describe(
     """Everything that decides how the pictures are shown, as plain JSON values."""
     if frame is None:
         raise Refused("holds no pictures that can be decoded", "Give another copy of it")
-    rate, parts = _rate(stream), frame.format.components
+    rate, base, parts = _rate(stream), stream.time_base or Fraction(1, 1000), frame.format.components
     sar = stream.sample_aspect_ratio or 0
     return {
         "width": frame.width,
@@ -202,7 +204,7 @@ def _describe(
         "turn": int(frame.rotation or 0),
         "fps": [rate.numerator, rate.denominator],
         "frames": int(stream.frames),
-        "time_base": [stream.time_base.numerator, stream.time_base.denominator],
+        "time_base": [base.numerator, base.denominator],
         "sar": [sar.numerator, sar.denominator] if sar > 0 else [1, 1],
         "format": frame.format.name,
         "rgb": bool(frame.format.is_rgb) or frame.format.name.startswith("pal"),
@@ -213,7 +215,7 @@ def _describe(
         "transfer": int(frame.color_trc),
         "full": int(frame.color_range) == 2 or frame.format.name.startswith("yuvj"),
         "audio": [
-            {"codec": track.codec_context.name if track.codec_context else "", "index": track.index}
+            track.codec_context.codec.canonical_name if track.codec_context else ""
             for track in container.streams.audio
         ],
         "title": container.metadata.get("title", ""),
@@ -261,9 +263,7 @@ class _Converter:
         data = memoryview(plane)
         if plane.line_size == row:
             return bytes(data[: row * self._size[1]])
-        return b"".join(
-            data[y * plane.line_size : y * plane.line_size + row] for y in range(self._size[1])
-        )
+        return b"".join(data[y * plane.line_size : y * plane.line_size + row] for y in range(self._size[1]))
 
     def _build(self, frame: av.VideoFrame) -> av.filter.Graph:
         graph = av.filter.Graph()
@@ -275,7 +275,7 @@ class _Converter:
             graph.add("format", f"pix_fmts={self._layout}"),
             graph.add("buffersink"),
         ]
-        for one, other in zip(nodes, nodes[1:], strict=False):
+        for one, other in pairwise(nodes):
             one.link_to(other)
         graph.configure()
         return graph

@@ -16,14 +16,14 @@ LEVELS = [
     {"nets", "runtime", "geometry", "images", "weights", "appearance"},
     {"video_worker", "footage_io", "ffmpeg_process", "joining", "video"},
     {"faces", "perception", "identity", "ledger", "figures", "comparison", "verdict"},
-    {"closed_loop", "blueprint", "alignment", "restoration"},
+    {"closed_loop", "people", "blueprint", "alignment", "restoration"},
     {"recipe", "job", "report_model"},
     {"report", "report_page", "report_plot", "journal", "parts", "steps", "output", "assembly"},
-    {"pipeline", "clip"},
+    {"pipeline", "making", "clip", "lock_parts", "footage"},
     {"api"},
     {"miniature"},
     {"bench"},
-    {"terminal", "cli"},
+    {"terminal", "cli", "cli_lock"},
 ]
 STAGES = {"blueprint", "alignment", "restoration"}
 FREE = {"__init__", "__main__"}
