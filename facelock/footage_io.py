@@ -20,7 +20,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -165,7 +165,7 @@ class VideoReader:
         self._child.close()
 
     def __iter__(self) -> Iterator[Still]:
-        before, index, odd = None, 0, 0
+        before, index, odd, ends = None, 0, 0, Fraction(0)
         while True:
             kind, pts, duration, data = self._child.record()
             if kind == worker.END:
@@ -174,8 +174,8 @@ class VideoReader:
             pts = _rising(given, before, self.info)
             odd += pts != given
             yield Still(index, pts, duration, self._pixels(data) if kind == worker.FRAME else None)
-            before, index = pts, index + 1
-        self._finish(json.loads(bytes(data)), index, odd)
+            before, index, ends = pts, index + 1, (pts + duration) * self.info.time_base
+        self._finish(json.loads(bytes(data)), index, ends, odd)
 
     def _pixels(self, data: bytearray) -> Tensor:
         deep, shape = self._raw["depth"] > 8, (self._raw["height"], self._raw["width"], 3)
@@ -184,11 +184,15 @@ class VideoReader:
         planes = np.ascontiguousarray(upright.transpose(2, 0, 1))
         return torch.from_numpy(planes.astype(np.float32)) / (65535 if deep else 255)
 
-    def _finish(self, counts: Mapping[str, int], frames: int, odd: int) -> None:
-        if counts["packets"] < counts["expected"]:
+    def _finish(self, counts: Mapping[str, int], frames: int, ends: Fraction, odd: int) -> None:
+        missing = counts["expected"] - counts["packets"]
+        promised = Fraction(counts["seconds"]).limit_denominator(1000)
+        short = missing <= 0 and ends + max(Fraction(1, 4), 2 / self.info.fps) < promised
+        if missing > 0 or short:
+            whole = f"{float(promised):.1f} seconds" if short else f"{counts['expected']} frames"
+            read = f"{float(ends):.1f}" if short else f"{frames}"
             raise InputError(
-                f"{self.path}: is cut short, {frames} of {counts['expected']} frames can be read. "
-                "Give another copy of it."
+                f"{self.path}: is cut short, {read} of {whole} can be read. Give another copy of it."
             )
         if counts["corrupt"]:
             log.warning("%s: %d frames are damaged", self.path.name, counts["corrupt"])
@@ -247,6 +251,8 @@ class _Child:
 
     def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
         _require_file(path)
+        if request["mode"] != "sound":
+            _refuse_other_kinds(path)
         self._path, self._child = path, _start({**request, "path": str(path.absolute())})
         with suppress(ImportError, OSError, AttributeError):
             import fcntl
@@ -270,7 +276,8 @@ class _Child:
         kind, pts, duration, length = worker.HEADER.unpack(self._read(worker.HEADER.size))
         data = self._read(length)
         if kind == worker.REFUSED:
-            raise _refusal(self._path, json.loads(bytes(data)))
+            what, todo = json.loads(bytes(data))
+            raise InputError(f"{self._path}: {what}. {todo}.")
         return kind, pts, duration, data
 
     def _read(self, length: int) -> bytearray:
@@ -342,12 +349,11 @@ def _require_file(path: Path) -> None:
         raise InputError(f"{path}: cannot be read ({reason}). Check its name.") from error
 
 
-def _refusal(path: Path, said: Sequence[str]) -> InputError:
-    """The worker's reason; what is not even a video is called what it is."""
+def _refuse_other_kinds(path: Path) -> None:
+    """What is not even a video is called what it is; some pictures would pass for one."""
     kind = _kind(path)
     if kind:
-        return InputError(f"{path}: is {kind}, not a video. Give a video file such as an mp4.")
-    return InputError(f"{path}: {said[0]}. {said[1]}.")
+        raise InputError(f"{path}: is {kind}, not a video. Give a video file such as an mp4.")
 
 
 def _kind(path: Path) -> str:

@@ -124,6 +124,10 @@ class Journal:
             )
         return Resume(ready=True) if self._marker.exists() else self._resume()
 
+    def forget(self) -> None:
+        """Drop the run that is recorded, with all that it made: nothing can come of it."""
+        self._wipe()
+
     def survey(self) -> dict[str, Any] | None:
         """What :meth:`keep_survey` has kept of this run; None where there is nothing."""
         try:

@@ -69,7 +69,12 @@ class Making(ABC):
         resume = journal.begin(inputs, restart=restart)
         if not resume.ready:
             find_ffmpeg()  # missing: said now, not after the first chunk
-            self._begin(journal)
+            try:
+                self._begin(journal)
+            except InputError:
+                if not resume.chunks:
+                    journal.forget()  # it never began
+                raise
             self._require_space(journal, resume)
             self._make(journal, resume)
             prepare()

@@ -84,7 +84,7 @@ def answer(request: Mapping[str, Any], out: BinaryIO) -> None:
     except _EXPECTED as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         what = f"is damaged, or not a kind of file that is read ({str(reason).splitlines()[0]})"
-        _send(out, REFUSED, [what, "Give another copy", "damaged"])
+        _send(out, REFUSED, [what, "Give another copy"])
 
 
 def _send(
@@ -132,7 +132,8 @@ def _frames(request: Mapping[str, Any], out: BinaryIO) -> None:
             _send(out, FRAME if shown else HIDDEN, pts=pts, duration=int(frame.duration or 0), data=data)
         if converter is None:
             raise Refused("holds no pictures that can be decoded", "Give another copy of it")
-        _send(out, END, {**counts, "expected": _expected(container, stream)})
+        promised = {"expected": _expected(container, stream), "seconds": _promised(stream)}
+        _send(out, END, {**counts, **promised})
 
 
 def _decoded(
@@ -163,6 +164,14 @@ def _expected(container: av.container.InputContainer, stream: av.VideoStream) ->
     return 0 if container.format.name.startswith(_INDEXED) else int(stream.frames)
 
 
+def _promised(stream: av.VideoStream) -> float:
+    """The second at which the pictures end by a Matroska tag, 0 without one: all that tells a file that is cut."""
+    with suppress(ValueError):
+        hours, minutes, seconds = (float(part) for part in stream.metadata.get("DURATION", "").split(":"))
+        return 3600 * hours + 60 * minutes + seconds
+    return 0.0
+
+
 def _video(container: av.container.InputContainer) -> av.VideoStream:
     """The first stream of moving pictures, whose header makes sense. Nothing is decoded."""
     still = av.stream.Disposition.attached_pic
@@ -172,7 +181,11 @@ def _video(container: av.container.InputContainer) -> av.VideoStream:
         raise Refused(what, "Give a video")
     stream = streams[0]
     width, height, rate = stream.width, stream.height, _rate(stream)
-    if not width or not height or max(width, height) > LONGEST_SIDE or width * height > MOST_PIXELS:
+    if not width or not height:
+        raise Refused(
+            "gives its pictures no size that can be decoded", "Give another copy, or a smaller video"
+        )
+    if max(width, height) > LONGEST_SIDE or width * height > MOST_PIXELS:
         raise Refused(
             f"says it is {width} × {height} pixels",
             f"Give a video of 1 to {LONGEST_SIDE} each way and up to {MOST_PIXELS // 1_000_000} million in all",
