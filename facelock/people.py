@@ -9,9 +9,10 @@
 One look at the whole clip before anything is changed decides it once: faces are put together into people, the people
 are given their parts, and some of each one's faces, as different as they come, are kept as exemplars. From then on
 every frame decides alone, by these exemplars; nothing is tracked. People are put together in two steps. From one
-sampled frame to the next, faces are chained (optimal assignment above the encoder's threshold at FAR 1e-3), so that a
-face that drifts away slowly, or turns, stays one person. Then chains are merged by average linkage (Sokal and Michener
-1958) above the threshold at FAR 1e-2. Two faces of one frame are never one person.
+sampled frame to the next, faces are chained (optimal assignment above the encoder's threshold at FAR 1e-4, or at FAR
+1e-2 where their boxes overlap), so that a face that drifts away slowly, or turns, stays one person. Then chains are
+merged by average linkage (Sokal and Michener 1958) above the threshold at FAR 1e-3. Two faces of one frame are never
+one person.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class Seen:
 
     frame: Tensor
     """(N,) int64, index of the frame in the clip, rising."""
-    middle: Tensor
-    """(N,) horizontal middle of the face's box, in pixels."""
+    box: Tensor
+    """(N, 4) x1 y1 x2 y2 in pixels."""
     embedding: Tensor
     """(N, D) unit rows by the loop's encoder."""
 
@@ -75,16 +76,16 @@ def sampled(frames: int, looks: int = LOOKS) -> list[int]:
 
 def look_around(batches: Iterable[tuple[Sequence[int], Tensor]], pack: FacePack) -> Seen:
     """Find and embed all faces; ``batches`` gives clip indices with their (T, 3, H, W) frames in [0, 1]."""
-    frames, middles, rows = [], [], []
+    frames, boxes, rows = [], [], []
     for index, pictures in batches:
         faces = pack.detect(pictures)
         faces = faces.select(faces.box[:, 3] - faces.box[:, 1] >= SMALLEST)
         frames.append(torch.tensor(list(index), dtype=torch.long)[faces.frame])
-        middles.append((faces.box[:, 0] + faces.box[:, 2]) / 2)
+        boxes.append(faces.box)
         rows.append(pack.embed(pictures, faces).detach().cpu().float())
     if not rows:
-        return Seen(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0, 1))
-    return Seen(torch.cat(frames), torch.cat(middles), torch.cat(rows))
+        return Seen(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), torch.zeros(0, 1))
+    return Seen(torch.cat(frames), torch.cat(boxes), torch.cat(rows))
 
 
 def find_cast(
@@ -116,23 +117,33 @@ def find_cast(
 def cluster(seen: Seen, encoder: Encoder) -> list[Tensor]:
     """Put faces together into people: indices (n,) of each one's faces, who is seen most first."""
     alike = (seen.embedding.double() @ seen.embedding.double().T).numpy()
-    groups = _chains(seen.frame.numpy(), alike, encoder.thresholds.far_1e3)
-    groups = _merged(groups, seen.frame.numpy(), alike, encoder.thresholds.far_1e2)
+    accept, frame = encoder.thresholds, seen.frame.numpy()
+    linked = (alike >= accept.far_1e4) | ((alike >= accept.far_1e2) & _overlapping(seen.box.numpy()))
+    groups = _merged(_chains(frame, alike, linked), frame, alike, accept.far_1e3)
     groups.sort(key=lambda group: (-len(group), group[0]))
     return [torch.tensor(sorted(group)) for group in groups]
 
 
-def _chains(frame: NDArray[np.int64], alike: Floats, threshold: float) -> list[list[int]]:
-    """Faces followed from one sampled frame to the next."""
+def _overlapping(box: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(N, N) whether two boxes share a third of what they cover together."""
+    low, high = np.maximum(box[:, None, :2], box[None, :, :2]), np.minimum(box[:, None, 2:], box[None, :, 2:])
+    shared = (high - low).clip(0).prod(-1)
+    area = (box[:, 2:] - box[:, :2]).prod(-1)
+    return shared * 3 >= area[:, None] + area[None] - shared
+
+
+def _chains(frame: NDArray[np.int64], alike: Floats, linked: NDArray[np.bool_]) -> list[list[int]]:
+    """Faces followed from one sampled frame to the next, where they are ``linked``."""
     groups: list[list[int]] = []
     before: list[list[int]] = []
     for moment in np.unique(frame):
         here = np.flatnonzero(frame == moment)
         now: dict[int, list[int]] = {int(face): [int(face)] for face in here}
         if before:
-            scores = alike[np.array([group[-1] for group in before])][:, here]
+            ends = np.array([group[-1] for group in before])
+            scores = np.where(linked[ends][:, here], alike[ends][:, here], -4)
             for old, new in zip(*linear_sum_assignment(scores, maximize=True), strict=True):
-                if scores[old, new] >= threshold:
+                if scores[old, new] > -4:
                     before[old].append(int(here[new]))
                     now[int(here[new])] = before[old]
         groups += [group for face, group in now.items() if group == [face]]
@@ -192,7 +203,7 @@ def _parts(
     free = [person for person in _main(people) if person not in parts.values()]
     if replace or not swap or len(free) != len(missing):
         raise _unclear([identities[k].name for k in missing], free, bool(replace), swap)
-    free.sort(key=lambda person: float(seen.middle[people[person]].median()))
+    free.sort(key=lambda person: float(seen.box[people[person]][:, 0::2].mean()))
     parts |= dict(zip(missing, free, strict=True))
     return [parts[k] for k in range(len(identities))], [_swapped(identities, missing)]
 

@@ -36,12 +36,12 @@ def faces_of(who: Tensor, count: int, spread: float = 0.6, seed: int = 0) -> Ten
 
 
 def seen(*people: tuple[Tensor, list[int], float]) -> Seen:
-    """People as (rows, frames, position)."""
+    """People as (rows, frames, horizontal place)."""
     frame = torch.tensor([f for _, frames, _ in people for f in frames])
-    middle = torch.tensor([x for _, frames, x in people for _ in frames])
+    box = torch.tensor([(x, 5.0, x + 20.0, 30.0) for _, frames, x in people for _ in frames])
     rows = torch.cat([rows for rows, _, _ in people])
     order = frame.argsort(stable=True)
-    return Seen(frame[order], middle[order], rows[order])
+    return Seen(frame[order], box[order], rows[order])
 
 
 def identity(row: Tensor, name: str = "maria") -> Identity:
@@ -68,6 +68,16 @@ def test_two_people_who_take_turns_are_two():
     )
     assert groups(scene) == [set(range(20)), set(range(20, 32))]
     assert len(groups(seen((faces_of(A, 20), list(range(0, 60, 3)), 10.0)))) == 1
+
+
+def test_somebody_a_little_alike_is_the_same_only_in_the_same_place():
+    other = normalize(B + 0.28 * A, dim=0)  # as alike as one stranger in a hundred is
+    for place, people in ((12.0, 1), (300.0, 2)):
+        parts = [
+            (A.expand(20, -1), list(range(20)), 10.0),
+            (other.expand(20, -1), list(range(20, 40)), place),
+        ]
+        assert len(groups(seen(*parts))) == people
 
 
 def test_a_face_that_drifts_into_another_stays_one_person():
@@ -141,7 +151,7 @@ def test_as_many_strangers_as_characters_from_left_to_right():
 
 
 def test_a_clip_without_faces_is_refused():
-    empty = Seen(torch.zeros(0, dtype=torch.long), torch.zeros(0), torch.zeros(0, WIDTH))
+    empty = Seen(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), torch.zeros(0, WIDTH))
     with pytest.raises(InputError, match="No face is seen"):
         find_cast(empty, [identity(A)], Encoder)
 
