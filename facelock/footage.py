@@ -52,7 +52,7 @@ STAGES = ("lock", "restore", "judge", "encode")
 """What ``progress`` hears of for each chunk, in order; ``survey`` comes first and ``finish`` last."""
 FRAMES = 24
 """Most frames of a chunk."""
-PIXELS = 24_000_000
+PIXELS = 12_000_000
 """Most pixels of a chunk, all frames together."""
 _LOOKED_AT = 8
 """Frames held at once while the clip is looked at."""

@@ -117,17 +117,18 @@ def _of_packs(recipe: Recipe, parts: Assembly, seen: Perception, aligner: str) -
             f"Give --aligner {WARP}, or leave --faces and --judge out."
         )
     limits = ReadabilityLimits(recipe.judge.minimum_face, recipe.judge.maximum_yaw)
+    judge = _independent(Judge(seen.judge, limits), seen.faces)
     return LockParts(
         recipe=recipe,
         pack=seen.faces,
         locker=_locker(recipe, seen.faces, aligner, parts.device),
         restorer=None,
-        judge=_independent(Judge(seen.judge, limits), seen.faces),
+        judge=judge,
         aligner=aligner,
         perception=seen.names,
         weights={},
         device=parts.device,
-        reader=Pipeline(recipe, _Eyes(parts, seen.packs)),
+        reader=Pipeline(recipe, _Eyes(parts, seen.packs, judge)),
     )
 
 
@@ -171,8 +172,8 @@ def _independent(judge: Judge, pack: FacePack) -> Judge:
 class _Eyes:
     """An assembly's stages, with other recognisers to read references."""
 
-    def __init__(self, parts: Assembly, packs: Sequence[FacePack]) -> None:
-        self._parts, self._packs = parts, packs
+    def __init__(self, parts: Assembly, packs: Sequence[FacePack], judge: Judge) -> None:
+        self._parts, self._packs, self.judge = parts, packs, judge
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._parts, name)
