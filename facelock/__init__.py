@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from facelock.api import create_identity, generate, load_identity, save_identity, verify
+    from facelock.api import create_identity, generate, load_identity, lock, save_identity, verify
     from facelock.clip import Clip
     from facelock.errors import (
         ConfigError,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         StorageError,
     )
     from facelock.findings import Enrolment
+    from facelock.footage import Footage
     from facelock.pipeline import Pipeline
     from facelock.recipe import Recipe, load_recipe
     from facelock.report import Report
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     # what people call
     "generate",
+    "lock",
     "verify",
     "create_identity",
     "load_identity",
@@ -51,6 +53,7 @@ __all__ = [
     "load_recipe",
     # what they get
     "Clip",
+    "Footage",
     "Chunk",
     "Consent",
     "Enrolment",
@@ -75,12 +78,14 @@ __all__ = [
 
 _HOME = {
     "generate": "api",
+    "lock": "api",
     "verify": "api",
     "create_identity": "api",
     "load_identity": "api",
     "save_identity": "api",
     "load_recipe": "recipe",
     "Clip": "clip",
+    "Footage": "footage",
     "Chunk": "types",
     "Consent": "types",
     "Enrolment": "findings",

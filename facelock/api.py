@@ -1,10 +1,12 @@
-"""What people call from Python: :func:`generate`, :func:`verify`, :func:`create_identity`, :func:`load_identity`.
+"""What people call from Python: :func:`generate`, :func:`lock`, :func:`verify`, :func:`create_identity` and
+:func:`load_identity`.
 
 ::
 
     import facelock
 
     facelock.generate("a woman talking in a forest", "maria.png", seconds=10).save("clip.mp4")
+    facelock.lock("other.mp4", "maria.png").save("fixed.mp4")
     report = facelock.verify("clip.mp4", "maria.png")
     maria = facelock.load_identity("maria.png")     # read once, use for many clips
     maria = facelock.create_identity(["a.jpg", "b.jpg", "c.jpg"], name="maria").identity
@@ -17,12 +19,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from facelock.clip import Clip
 from facelock.enrol import create_identity as enrol
-from facelock.errors import InputError
+from facelock.errors import ConfigError, InputError
 from facelock.findings import Enrolment, check_name
 from facelock.identity_file import is_face_file, read_faces, save_identity, stored_identity
 from facelock.job import Job
@@ -35,7 +38,10 @@ from facelock.runtime import ahead, resolve_device
 from facelock.types import ChunkRecords, Consent, Identity
 from facelock.video import VideoInfo, probe, read_chunks
 
-__all__ = ["create_identity", "generate", "load_identity", "save_identity", "verify", "verify_paths"]
+if TYPE_CHECKING:
+    from facelock.footage import Footage
+
+__all__ = ["create_identity", "generate", "load_identity", "lock", "save_identity", "verify", "verify_paths"]
 
 FRAMES_PER_READ = 24
 """Frames of a finished clip held at once by :func:`verify`, at most."""
@@ -83,6 +89,62 @@ def generate(
         faces=faces,
         progress=progress,
     )
+
+
+def lock(
+    video: str | Path,
+    identity: Any | Sequence[Any],
+    *,
+    recipe: str | Path | Recipe = "miniature",
+    device: str = "auto",
+    aligner: str | None = None,
+    packs: str | None = None,
+    judge: str | None = None,
+    target: float | None = None,
+    restore: bool = True,
+    who: Literal["auto", "alike"] = "auto",
+    replace: Any | Sequence[Any] | None = None,
+    faces: Sequence[int | None] = (),
+    progress: Progress | None = None,
+) -> Footage:
+    """Describe ``video`` with every face of a character made ``identity``; iterate it or save it.
+
+    ``identity`` is a picture, a ``.face`` file, an :class:`Identity`, or a list of them. ``packs`` and ``judge`` name
+    recognisers as :func:`facelock.perception.open_perception` takes them (default: those that made the identity, else
+    the recipe's); ``aligner`` the kind of aligner (default: the recipe's with its own recognisers, else ``warp``).
+    Whose face becomes the character's: the person who resembles the reference; with ``who="auto"`` else the only one
+    there is (as many as there are characters, left to right); or the one whom the picture ``replace`` shows (one per
+    character). Other people's faces keep every pixel. ``restore=False`` leaves the restoration out, ``faces`` says
+    which face of a picture with several, ``target`` is the share in [0, 1] of frames that should match.
+
+    Raises ``InputError`` for a video or picture that cannot be used, ``ConfigError``, ``ModelError``, ``DeviceError``.
+    """
+    from facelock.footage import Footage
+    from facelock.lock_parts import open_parts
+
+    probe(Path(video))
+    if who not in ("auto", "alike"):
+        raise ConfigError(f"who is {who!r}. Give 'auto' or 'alike'.")
+    given = [_opened(each) for each in (identity if isinstance(identity, list | tuple) else [identity])]
+    made_by = next((each.perception for each in given if isinstance(each, Identity)), ("", ""))
+    parts = open_parts(
+        recipe,
+        device,
+        aligner=aligner,
+        packs=packs or made_by[0] or None,
+        judge=judge or (made_by[1] if not packs else None) or None,
+        restore=restore,
+    )
+    cast = parts.reader.identities(given, faces)
+    shown = parts.reader.identities(replace) if replace is not None else ()
+    return Footage(parts, video, cast, replace=shown, swap=who == "auto", target=target, progress=progress)
+
+
+def _opened(reference: Any) -> Any:
+    """A ``.face`` file as the identity in it; anything else as it is."""
+    if isinstance(reference, str | Path) and Path(reference).suffix == ".face":
+        return import_module("facelock.identity_file").read_identity(reference)
+    return reference
 
 
 def load_identity(
@@ -251,6 +313,6 @@ def verify_paths(video: str | Path, prefix: str | Path | None = None) -> tuple[P
 
 def _was_generated(report: Path) -> bool:
     try:
-        return json.loads(report.read_bytes()).get("kind") == "generate"
+        return json.loads(report.read_bytes()).get("kind") in ("generate", "lock")
     except (OSError, ValueError, AttributeError):
         return False

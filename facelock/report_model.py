@@ -160,8 +160,8 @@ class Report(Figure):
     schema_: Literal["facelock.report.v1"] = Field(default=SCHEMA, alias="schema")
     facelock: str
     """Version that wrote it."""
-    kind: Literal["generate", "verify"]
-    """generate: made by FaceLock; verify: a finished clip was measured."""
+    kind: Literal["generate", "verify", "lock"]
+    """generate: made by FaceLock; verify: a finished clip was measured; lock: a clip's faces were locked."""
     outcome: Outcome
     """held, doubtful, lost or unseen: the verdict as one word."""
     verdict: str

@@ -18,7 +18,6 @@ LEVELS = [
         "runtime",
         "geometry",
         "images",
-        "video",
         "weights",
         "calibration",
         "appearance",
@@ -31,6 +30,7 @@ LEVELS = [
         "consent",
         "consensus",
     },
+    {"video_worker", "footage_io", "ffmpeg_process", "joining", "video"},
     {
         "faces",
         "perception",
@@ -43,14 +43,14 @@ LEVELS = [
         "comparison",
         "verdict",
     },
-    {"closed_loop", "blueprint", "alignment", "restoration"},
+    {"closed_loop", "people", "blueprint", "alignment", "restoration"},
     {"recipe", "job", "report_model"},
     {"report", "report_page", "report_plot", "journal", "parts", "steps", "output", "assembly"},
-    {"pipeline", "clip"},
+    {"pipeline", "making", "clip", "lock_parts", "footage"},
     {"api"},
     {"miniature"},
     {"bench"},
-    {"terminal", "cli", "cli_identity", "cli_models"},
+    {"terminal", "cli", "cli_identity", "cli_lock", "cli_models"},
 ]
 STAGES = {"blueprint", "alignment", "restoration"}
 FREE = {"__init__", "__main__"}
