@@ -121,6 +121,7 @@ class ClosedLoop:
     def __init__(self, pack: FacePack, crop: CropSpec, ladder: Sequence[float], target: float) -> None:
         self.pack, self.crop, self.ladder, self.target = pack, crop, tuple(ladder), target
         self.mask = soft_mask(crop.size, EDGE)
+        self.only_changes = False
 
     def take(self, frames: Tensor, identities: Sequence[Identity]) -> Work:
         """Detect, embed, assign to characters, cut out."""
@@ -152,7 +153,12 @@ class ClosedLoop:
         if not len(index):
             return work.frames[:0]
         own = work.frames[work.faces.frame[index]]
-        return paste_crops(own, torch.arange(len(index)), work.matrices[index], crops, self.mask)
+        mask = self.share(work.crops[index], crops)
+        return paste_crops(own, torch.arange(len(index)), work.matrices[index], crops, mask)
+
+    def share(self, before: Tensor, after: Tensor) -> Tensor:
+        """The part of the crops (N, 3, S, S) that is pasted: (S, S), or (N, S, S) for what differs only."""
+        return self.mask * changed(before, after) if self.only_changes else self.mask
 
     def embed(self, work: Work, shown: Tensor, index: Tensor) -> Tensor:
         """Embeddings of the faces ``index`` in frames of their own, at the landmarks where they were found."""
@@ -164,7 +170,11 @@ class ClosedLoop:
         """The frames with the best of every face; a face that nothing improved keeps its pixels."""
         done = torch.nonzero(work.rung >= 0).flatten()
         return paste_crops(
-            work.frames, work.faces.frame[done], work.matrices[done], work.best[done], self.mask
+            work.frames,
+            work.faces.frame[done],
+            work.matrices[done],
+            work.best[done],
+            self.share(work.crops[done], work.best[done]),
         )
 
 
@@ -175,6 +185,7 @@ class Locker(ClosedLoop):
         """``ladder`` holds the strengths to try, ``target`` the similarity that ends the climb."""
         super().__init__(pack, aligner.crop, ladder, target)
         self.aligner = aligner
+        self.only_changes = bool(getattr(aligner, "only_changes", False))
 
     def lock(
         self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0
@@ -198,6 +209,13 @@ class Locker(ClosedLoop):
             keep(work, climbing[better], crops[better], score[better], rung)
             climbing = climbing[work.score[climbing] < self.target]
         return self.finish(work), work.records(identities, self.target, start, consistency=False)
+
+
+def changed(before: Tensor, after: Tensor) -> Tensor:
+    """(N, S, S) in [0, 1]: 1 where two crops (N, 3, S, S) differ, fading to 0 within four pixels of it."""
+    differs = (before != after).any(1, keepdim=True).float()
+    near = functional.max_pool2d(differs, 5, 1, 2)
+    return functional.avg_pool2d(near, 5, 1, 2)[:, 0]
 
 
 def toward(own: Tensor, reference: Tensor, strength: float) -> Tensor:

@@ -40,6 +40,14 @@ REFERENCE384 = CropSpec(
 )
 """A reference as an identity keeps it: the whole head at the resolution of a close-up."""
 
+
+def wide_crop(size: int) -> CropSpec:
+    """What :data:`REFERENCE384` shows, at ``size`` pixels: the crop of aligners that warp."""
+    scale = size / REFERENCE384.size
+    points = tuple(((x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5) for x, y in REFERENCE384.template)
+    return CropSpec(f"wide{size}", size, points)
+
+
 HEAD = ((-0.5, 0.0, 0.0), (0.5, 0.0, 0.0), (0.0, 0.57, 0.5), (-0.414, 1.155, 0.08), (0.414, 1.155, 0.08))
 """The landmarks of an average head in units of the eyes' distance: x right, y down, z towards the camera."""
 
