@@ -217,7 +217,11 @@ BENCHMARKS = {
     "decoupling": "Whether locked faces keep the blueprint's pose, expression, gaze and light.",
     "speed": "Seconds per stage and peak memory.",
     "lock": "The lock stage against a plain insightface loop with the same nets.",
+    "warp": "Real videos locked to other people's photos by the aligner warp; needs --assets.",
+    "paste": "Pasting faces back on 1080p frames against insightface's own paste.",
 }
+ON_ASSETS = frozenset({"warp"})
+"""Benchmarks of real faces, which take ``--assets``."""
 
 
 def _add_benchmark(name: str, purpose: str) -> None:
@@ -233,6 +237,9 @@ def _add_benchmark(name: str, purpose: str) -> None:
         out: Annotated[
             Path | None, typer.Option("--out", metavar="DIR", help="Where tables and figures go.")
         ] = None,
+        assets: Annotated[
+            Path | None, typer.Option("--assets", metavar="DIR", help="Real photos, videos and weights.")
+        ] = None,
         device: Device = "auto",
         quiet: Quiet = False,
         as_json: AsJson = False,
@@ -242,6 +249,8 @@ def _add_benchmark(name: str, purpose: str) -> None:
 
         check_bench(seconds, identities)
         given = {"seconds": seconds, "identities": identities, "seed": seed, "out": out, "device": device}
+        if name in ON_ASSETS:
+            given["assets"] = assets
         options = {key: value for key, value in given.items() if value is not None}
         with running(quiet, debug) as display:
             results: Any = import_module(f"facelock.bench.{name}").run(**options, progress=display.step)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from facelock.errors import InputError
-from facelock.geometry import paste_crops, similarity_from_landmarks, soft_mask, warp_crops
+from facelock.geometry import paste_crops, paste_onto, similarity_from_landmarks, soft_mask, warp_crops
 from facelock.protocols import Aligner, FacePack, FaceRestorer, Upscaler
 from facelock.types import AlignRecord, CropSpec, Faces, Identity
 
@@ -154,7 +154,8 @@ class ClosedLoop:
             return work.frames[:0]
         own = work.frames[work.faces.frame[index]]
         mask = self.share(work.crops[index], crops)
-        return paste_crops(own, torch.arange(len(index)), work.matrices[index], crops, mask)
+        paste_onto(own, torch.arange(len(index)), work.matrices[index], crops, mask)
+        return own
 
     def share(self, before: Tensor, after: Tensor) -> Tensor:
         """The part of the crops (N, 3, S, S) that is pasted: (S, S), or (N, S, S) for what differs only."""
