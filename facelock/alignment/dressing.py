@@ -90,14 +90,17 @@ class Face:
         """Distance from the eyes down to the mouth in pixels."""
         self.down = down / max(self.mouth, 1e-9)
 
-    def dressed(self, sources: Sequence[Source], strength: float) -> Floats:
-        """The picture with the reference's face; ``strength`` in (0, 2]. Pixels outside keep their bits."""
+    def dressed(self, sources: Sequence[Source], strength: float, certainty: float = 1.0) -> Floats:
+        """The picture with the reference's face; ``strength`` in (0, 2]. Pixels outside keep their bits.
+
+        ``certainty`` in (0, 1] is what the landmarks are worth: below 1 less is done.
+        """
         chosen = self._nearest(sources)
-        face = self._reshaped(chosen, strength)
+        face = self._reshaped(chosen, strength * certainty)
         texture, trust = face._texture(chosen)
         skin = face.region() * (1 - face.features()) * (trust > RARE)
         lit = face._lit(texture, skin)
-        share = np.float32(min(1.0, strength))
+        share = np.float32(min(1.0, strength) * certainty)
         mask = (face.region(face.dressing.feather) * trust * (1 - face.kept()) * share)[..., None]
         mixed = np.clip(face.picture + mask * (lit - face.picture), 0, 1)
         return np.where(mask > 0, mixed, face.picture)
@@ -108,7 +111,9 @@ class Face:
         apart = np.array([(s.pose[0] - yaw) ** 2 + (s.pose[1] - pitch) ** 2 for s in sources])
         weights = np.exp((apart.min() - apart) / (2 * self.dressing.pose**2))
         order = np.argsort(-weights, kind="stable")
-        floor = max(RARE, float(weights[order[self.dressing.photos]]) if len(order) > self.dressing.photos else 0.0)
+        floor = max(
+            RARE, float(weights[order[self.dressing.photos]]) if len(order) > self.dressing.photos else 0.0
+        )
         weights = np.maximum(weights - floor, 0) if float(weights.max()) > floor else weights
         kept = [int(k) for k in order[: self.dressing.photos] if weights[k] > 0]
         total = float(weights[kept].sum())
@@ -154,14 +159,18 @@ class Face:
         top = float(((self.middle - brows) @ self.down).max())
         above = np.maximum((self.middle - outline) @ self.down - top, 0)
         outline = outline + (above * (1 - self.dressing.forehead))[:, None] * self.down
-        return mesh.inward(outline, self.size, feather * self.unit) if feather else mesh.polygon(outline, self.size)
+        return (
+            mesh.inward(outline, self.size, feather * self.unit)
+            if feather
+            else mesh.polygon(outline, self.size)
+        )
 
     def features(self) -> Floats:
         """Eyes, brows and lips with a margin: what is no plain skin."""
         layout, points = self.layout, self.points
         parts = mesh.polygons(points, [layout.left_eye, layout.right_eye, layout.outer_lips], self.size)
         for brow in (layout.left_brow, layout.right_brow):
-            around = cv2.convexHull(points[list(brow)].astype(np.float32))[:, 0]
+            around = np.asarray(cv2.convexHull(points[list(brow)].astype(np.float32))[:, 0], np.float32)
             parts = np.maximum(parts, mesh.polygon(around, self.size))
         reach = 2 * round(0.07 * self.unit) + 1
         disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
@@ -173,7 +182,7 @@ class Face:
         return mesh.polygons(self.points, contours, self.size, self.dressing.lids * self.unit)
 
     def uncovered(self) -> Floats:
-        """0 where hair hangs into the face: near the outline, above the mouth, where brightness is unlike the skin's."""
+        """0 where hair hangs into the face: near the outline, above the mouth, where it is unlike the skin."""
         skin = self.region() * (1 - self.features())
         unlike = 1 - self._plain(self.picture, skin)
         inside = mesh.inward(self.points[list(self.layout.oval)], self.size, 0.8 * self.unit)

@@ -88,7 +88,9 @@ def interpolate(
 
     ``index`` is the mesh's :func:`raster`. With the source's points as values this is where to look for each pixel.
     """
-    maps = affines(np.asarray(values, np.float64), np.asarray(target, np.float64), triangles).astype(np.float32)
+    maps = affines(np.asarray(values, np.float64), np.asarray(target, np.float64), triangles).astype(
+        np.float32
+    )
     ys, xs = np.nonzero(index >= 0)
     chosen = maps[index[ys, xs]]
     out = np.zeros((*index.shape, values.shape[1]), np.float32)

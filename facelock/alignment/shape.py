@@ -25,7 +25,7 @@ def difference(points: Doubles, onto: Doubles, layout: Layout) -> Doubles:
 
 
 def fitted(points: Doubles, onto: Doubles, layout: Layout) -> Doubles:
-    """``points`` moved by the least-squares similarity that lays eyes, nose and mouth corners over those of ``onto``."""
+    """``points`` laid with eyes, nose and mouth corners over those of ``onto`` by a least-squares similarity."""
     corners = (layout.outer_lips[0], layout.outer_lips[len(layout.outer_lips) // 2])
     chosen = [*layout.left_eye, *layout.right_eye, *layout.nose, *corners]
     a, b = points[chosen], onto[chosen]
@@ -67,7 +67,9 @@ def bend(picture: Floats, points: Doubles, target: Doubles, layout: Layout) -> F
     size, last = picture.shape[0], picture.shape[0] - 1.0
     outline = points[list(layout.oval)]
     ring = np.clip(outline.mean(0) + (outline - outline.mean(0)) * RING, 1, last - 1)
-    border = np.array([(x, y) for x in (0, last / 2, last) for y in (0, last / 2, last) if (x, y) != (last / 2,) * 2])
+    border = np.array(
+        [(x, y) for x in (0, last / 2, last) for y in (0, last / 2, last) if (x, y) != (last / 2,) * 2]
+    )
     there, here = (np.concatenate([p[list(layout.mesh)], ring, border]) for p in (points, target))
     triangles = mesh.triangulate(there)
     field = mesh.interpolate(there, here, triangles, mesh.raster(here, triangles, size))

@@ -34,8 +34,8 @@ from facelock.types import Identity
 
 SIZES = (256, 384, 512)
 """Sides in pixels a crop can have; the face's height is about half of it."""
-CERTAIN = 0.2
-"""Confidence of the landmark reader below which a face is left as it is."""
+DOUBTFUL, CERTAIN = 0.5, 0.9
+"""The reader's confidence up to which a face is left as it is, and from which all is done; between them it fades."""
 REMEMBERED = 32
 """Identities whose meshes are kept at most."""
 
@@ -57,7 +57,7 @@ class WarpAligner:
         reader: DenseReader | None = None,
         dressing: Dressing | None = None,
     ) -> None:
-        """``path`` names the landmark reader for :func:`facelock.faces.dense.load_reader`, unless a ``reader`` is given.
+        """``path`` names the reader for :func:`facelock.faces.dense.load_reader`, unless a ``reader`` is given.
 
         ``encoder`` is the id of the recogniser in the loop; ``size`` the crop's side, one of ``SIZES``, the larger the
         sharper and the slower. It runs on the CPU, crop by crop, whatever ``batch`` and ``device`` are. Raises
@@ -86,9 +86,10 @@ class WarpAligner:
             return result
         points, sure = self.reader.read(crops)
         for row in range(len(crops)):
-            if float(sure[row]) >= CERTAIN:
+            trust = fade(float(sure[row]))
+            if trust > 0:
                 face = Face(_picture(crops[row]), _doubles(points[row]), self.reader.layout, self.dressing)
-                dressed = face.dressed(sources[row], strength)
+                dressed = face.dressed(sources[row], strength, trust)
                 result[row] = torch.from_numpy(dressed.transpose(2, 0, 1).copy()).to(crops)
         return result
 
@@ -113,7 +114,7 @@ class WarpAligner:
 
     def _read(self, name: str, crops: Tensor) -> list[Source]:
         points, sure = self.reader.read(crops)
-        usable = [k for k in range(len(crops)) if float(sure[k]) >= CERTAIN]
+        usable = [k for k in range(len(crops)) if fade(float(sure[k])) > 0]
         if not usable:
             raise InputError(
                 f"{name}: no landmarks could be read in the reference. Give a photo from the front, well lit."
@@ -127,6 +128,11 @@ class WarpAligner:
         picture, layout = _picture(crop), self.reader.layout
         clear = Face(picture, points, layout, self.dressing).uncovered()
         return Source(picture, points, triangles, head_pose(points, layout), clear)
+
+
+def fade(confidence: float) -> float:
+    """What a reading is worth, in [0, 1]."""
+    return float(mesh.smoothstep(np.array((confidence - DOUBTFUL) / (CERTAIN - DOUBTFUL))))
 
 
 def _picture(crop: Tensor) -> mesh.Floats:

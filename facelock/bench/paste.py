@@ -93,7 +93,9 @@ def untouched(before: Tensor, after: Tensor, landmarks: Tensor) -> bool:
     """Whether all pixels outside of the face's own square kept their bits."""
     white = torch.ones(1, 1, 128, 128).expand(1, 3, -1, -1)
     matrices = similarity_from_landmarks(landmarks, INSWAPPER128)
-    square = paste_crops(torch.zeros_like(before), torch.zeros(1, dtype=torch.long), matrices, white, torch.ones(128, 128))
+    square = paste_crops(
+        torch.zeros_like(before), torch.zeros(1, dtype=torch.long), matrices, white, torch.ones(128, 128)
+    )
     return bool(((before == after) | (square > 0)).all())
 
 
@@ -117,9 +119,22 @@ def run(
             results.append(_measured(theirs, case(side, seed + number_), side))
             if progress:
                 progress("sizes", number_ + 1, min(identities, len(FACES)))
-    header = ["square", "insightface paste_back", "ours, in place", "ratio", "ours, a new frame", "ratio", "untouched"]
-    rows = [[f"{r['side']} px", *(number(r[k], 2) for k in COLUMNS), "yes" if r["untouched"] else "NO"] for r in results]
-    return publish("paste", f"facelock bench paste --seed {seed}", table(header, rows), {"rows": results}, out)
+    header = [
+        "square",
+        "insightface paste_back",
+        "ours, in place",
+        "ratio",
+        "ours, a new frame",
+        "ratio",
+        "untouched",
+    ]
+    rows = [
+        [f"{r['side']} px", *(number(r[k], 2) for k in COLUMNS), "yes" if r["untouched"] else "NO"]
+        for r in results
+    ]
+    return publish(
+        "paste", f"facelock bench paste --seed {seed}", table(header, rows), {"rows": results}, out
+    )
 
 
 @contextmanager
@@ -141,7 +156,9 @@ COLUMNS = ("insightface", "in_place", "ratio", "copied", "ratio_copied")
 def _measured(theirs: Theirs, case: Case, side: int) -> dict[str, Any]:
     index, mask = torch.zeros(1, dtype=torch.long), soft_mask(128, EDGE)
     matrices = similarity_from_landmarks(case.landmarks, INSWAPPER128)
-    bgr = np.ascontiguousarray((case.frame[0].permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8))
+    bgr = np.ascontiguousarray(
+        (case.frame[0].permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8)
+    )
     own = case.frame.clone()
     arms: dict[str, Callable[[], Any]] = {
         "whole": lambda: theirs.get(bgr, case, True),

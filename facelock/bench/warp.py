@@ -277,7 +277,8 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     total = max(sum(row["readable"] for row in rows), 1)
     keys = ("before", "after", "raised", "third_before", "third_after")
     judges = {
-        name: {key: sum(row[name][key] * row["readable"] for row in rows) / total for key in keys} for name in JUDGES
+        name: {key: sum(row[name][key] * row["readable"] for row in rows) / total for key in keys}
+        for name in JUDGES
     }
     means = {key: _mean(row[key] for row in rows) for key in ("expression", "flicker", "ms")}
     return {"readable": total, **judges, **means}

@@ -91,7 +91,9 @@ class _Views:
         to_view = _view_matrix(number, self.views, picture.shape[0], self.side)
         shrinks = picture.shape[0] > 2 * self.side
         flags = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        view = cv2.warpAffine(picture, to_view, (self.side, self.side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        view = cv2.warpAffine(
+            picture, to_view, (self.side, self.side), flags=flags, borderMode=cv2.BORDER_REPLICATE
+        )
         points = self._points(view.astype(np.float32)).astype(np.float64)
         back = cv2.invertAffineTransform(to_view)
         return np.asarray(points @ back[:, :2].T + back[:, 2], np.float32)
@@ -128,14 +130,14 @@ class MediaPipeReader(_Views):
 
     def _points(self, view: Floats) -> Floats:
         self._net.setInput(np.ascontiguousarray(view.transpose(2, 0, 1))[None] / np.float32(255))
-        mesh: Floats = self._net.forward("Identity").reshape(-1, 3)
-        return mesh[:, :2] - np.float32(0.5)  # MediaPipe counts from the pixels' edges
+        points = np.asarray(self._net.forward("Identity"), np.float32).reshape(-1, 3)
+        return points[:, :2] - np.float32(0.5)  # MediaPipe counts from the pixels' edges
 
 
 def _tflite(path: Path) -> cv2.dnn.Net:
     """The landmark network of a bundle. Raises ``ModelError`` when it is none, or of another kind."""
     content = _bounded(path)
-    if zipfile.is_zipfile(io.BytesIO(content)):
+    if content[4:8] != b"TFL3":  # asked first, since a network may itself end in a zip, of its metadata
         content = _member(path, content)
     try:
         net = cv2.dnn.readNetFromTFLite(np.frombuffer(content, np.uint8))
@@ -213,7 +215,9 @@ def load_reader(name: str | Path = MEDIAPIPE, *, views: int = VIEWS) -> DenseRea
             f"No dense landmarks at {str(name)!r}, which warping a face needs. Fetch them with "
             "`facelock models pull mediapipe-face-landmarker`, or give the path of face_landmarker.task."
         ) from error
-    return InsightFaceReader(path, views=views) if path.suffix == ".onnx" else MediaPipeReader(path, views=views)
+    return (
+        InsightFaceReader(path, views=views) if path.suffix == ".onnx" else MediaPipeReader(path, views=views)
+    )
 
 
 def spans(points: Tensor, layout: Layout) -> Tensor:
