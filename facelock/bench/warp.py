@@ -274,6 +274,7 @@ def _mean(values: Any) -> float:
 
 def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Over all readable frames, each frame counting once."""
+    rows = [row for row in rows if row["readable"]]
     total = max(sum(row["readable"] for row in rows), 1)
     keys = ("before", "after", "raised", "third_before", "third_after")
     judges = {
