@@ -251,7 +251,11 @@ BENCHMARKS = {
     "speed": "Seconds per stage and peak memory.",
     "lock": "The lock stage against a plain insightface loop with the same nets.",
     "real": "Real photos and videos: separation, verify against the libraries' own loops, false alarms.",
+    "warp": "Real videos locked to other people's photos by the aligner warp; needs --assets.",
+    "paste": "Pasting faces back on 1080p frames against insightface's own paste.",
 }
+ON_ASSETS = frozenset({"real", "warp"})
+"""Benchmarks of real faces, which take ``--assets``."""
 
 
 def _add_benchmark(name: str, purpose: str) -> None:
@@ -268,7 +272,7 @@ def _add_benchmark(name: str, purpose: str) -> None:
             Path | None, typer.Option("--out", metavar="DIR", help="Where tables and figures go.")
         ] = None,
         assets: Annotated[
-            Path | None, typer.Option("--assets", metavar="DIR", help="Real photos, videos, weights (real).")
+            Path | None, typer.Option("--assets", metavar="DIR", help="Real photos, videos and weights.")
         ] = None,
         device: Device = "auto",
         quiet: Quiet = False,
@@ -279,7 +283,7 @@ def _add_benchmark(name: str, purpose: str) -> None:
 
         check_bench(seconds, identities)
         given = {"seconds": seconds, "identities": identities, "seed": seed, "out": out, "device": device}
-        if name == "real":
+        if name in ON_ASSETS:
             given["assets"] = assets
         options = {key: value for key, value in given.items() if value is not None}
         with running(quiet, debug) as display:

@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
-from facelock.geometry import paste_crops, similarity_from_landmarks, soft_mask, warp_crops
+from facelock.geometry import paste_crops, paste_onto, similarity_from_landmarks, soft_mask, warp_crops
 from facelock.identity import embedding_of
 from facelock.protocols import Aligner, FacePack, FaceRestorer, Upscaler
 from facelock.types import AlignRecord, CropSpec, Faces, Identity
@@ -171,6 +171,7 @@ class ClosedLoop:
     def __init__(self, pack: FacePack, crop: CropSpec, ladder: Sequence[float], target: float) -> None:
         self.pack, self.crop, self.ladder, self.target = pack, crop, tuple(ladder), target
         self.mask = soft_mask(crop.size, EDGE)
+        self.only_changes = False
 
     def take(self, frames: Tensor, identities: Sequence[Identity], cast: Cast | None = None) -> Work:
         """Detect, embed, assign to characters, cut out."""
@@ -207,7 +208,13 @@ class ClosedLoop:
         if not len(index):
             return work.frames[:0]
         own = work.frames[work.faces.frame[index]]
-        return paste_crops(own, torch.arange(len(index)), work.matrices[index], crops, self.mask)
+        mask = self.share(work.crops[index], crops)
+        paste_onto(own, torch.arange(len(index)), work.matrices[index], crops, mask)
+        return own
+
+    def share(self, before: Tensor, after: Tensor) -> Tensor:
+        """The part of the crops (N, 3, S, S) that is pasted: (S, S), or (N, S, S) for what differs only."""
+        return self.mask * changed(before, after) if self.only_changes else self.mask
 
     def embed(self, work: Work, shown: Tensor, index: Tensor) -> Tensor:
         """Embeddings of the faces ``index`` in frames of their own, at the landmarks where they were found."""
@@ -221,7 +228,11 @@ class ClosedLoop:
         if not len(left):
             return work.result
         return paste_crops(
-            work.result, work.faces.frame[left], work.matrices[left], work.best[left], self.mask
+            work.result,
+            work.faces.frame[left],
+            work.matrices[left],
+            work.best[left],
+            self.share(work.crops[left], work.best[left]),
         )
 
 
@@ -245,6 +256,7 @@ class Locker(ClosedLoop):
         """``ladder`` holds the strengths to try, ``target`` the similarity that ends the climb."""
         super().__init__(pack, aligner.crop, ladder, target)
         self.aligner = aligner
+        self.only_changes = bool(getattr(aligner, "only_changes", False))
 
     def lock(
         self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0, cast: Cast | None = None
@@ -270,6 +282,13 @@ class Locker(ClosedLoop):
             keep(work, climbing[better], crops[better], shown[better], score[better], rung)
             climbing = climbing[work.score[climbing] < self.target]
         return spare(self.finish(work), work), work.records(identities, self.target, start, consistency=False)
+
+
+def changed(before: Tensor, after: Tensor) -> Tensor:
+    """(N, S, S) in [0, 1]: 1 where two crops (N, 3, S, S) differ, fading to 0 within four pixels of it."""
+    differs = (before != after).any(1, keepdim=True).float()
+    near = functional.max_pool2d(differs, 5, 1, 2)
+    return functional.avg_pool2d(near, 5, 1, 2)[:, 0]
 
 
 def toward(own: Tensor, reference: Tensor, strength: float) -> Tensor:

@@ -1,0 +1,144 @@
+"""The aligner ``warp``: the reference's own texture on the frame's face. No generative network, nothing invented.
+
+The classical face swap (Bitouk et al. 2008, "Face Swapping"; the piecewise affine warp of Cootes et al. 1998, "Active
+Appearance Models"). For each crop, by itself:
+
+1. dense landmarks (:mod:`facelock.faces.dense`) give a triangle mesh;
+2. the face's coarse shape moves towards the reference's, and its surroundings with it; jaw, lids and lips stay as open
+   as they are;
+3. the reference photos nearest in pose are warped onto it, triangle by triangle, and mixed;
+4. the mixture takes over the frame's low frequencies, that is its light and skin tone, away from beards and hair;
+5. it is blended in within the landmarks' outline. Eyeballs and the inside of the mouth are the frame's.
+
+What it cannot do: profiles (texture fades out to the frame's own where the mesh turns away or is stretched in either
+picture), the inside of the mouth and the gaze (the frame's own), hair and head shape (the frame's own), glasses and
+hands before the face (they are painted over or doubled), shadows baked into the photo (they stay). It is the baseline,
+and where a generative aligner starts from. docs/warp.md shows figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facelock.alignment import mesh
+from facelock.alignment.dressing import Dressing, Face, Source, head_pose
+from facelock.errors import ConfigError, InputError
+from facelock.faces.dense import MEDIAPIPE, DenseReader, load_reader
+from facelock.geometry import wide_crop
+from facelock.types import Identity
+
+SIZES = (256, 384, 512)
+"""Sides in pixels a crop can have; the face's height is about half of it."""
+DOUBTFUL, CERTAIN = 0.5, 0.9
+"""The reader's confidence up to which a face is left as it is, and from which all is done; between them it fades."""
+REMEMBERED = 32
+"""Identities whose meshes are kept at most."""
+
+
+class WarpAligner:
+    """The aligner ``warp``: :class:`facelock.protocols.Aligner`. Each row is independent of the others bit for bit."""
+
+    only_changes = True
+    """Its crops are the frame's own outside of the face, so that only what differs needs to be pasted."""
+
+    def __init__(
+        self,
+        path: str | Path = MEDIAPIPE,
+        *,
+        encoder: str,
+        batch: int = 16,
+        device: torch.device | str = "cpu",
+        size: int = 384,
+        reader: DenseReader | None = None,
+        dressing: Dressing | None = None,
+    ) -> None:
+        """``path`` names the reader for :func:`facelock.faces.dense.load_reader`, unless a ``reader`` is given.
+
+        ``encoder`` is the id of the recogniser in the loop; ``size`` the crop's side, one of ``SIZES``, the larger the
+        sharper and the slower. It runs on the CPU, crop by crop, whatever ``batch`` and ``device`` are. Raises
+        ``ModelError`` without landmarks, ``ConfigError`` for another size.
+        """
+        if size not in SIZES:
+            raise ConfigError(f"warp has no crop of {size} pixels. Give one of {', '.join(map(str, SIZES))}.")
+        self.encoder, self.crop = encoder, wide_crop(size)
+        self.dressing = dressing or Dressing()
+        self.reader = reader or load_reader(path)
+        self._known: dict[int, tuple[Tensor, list[Source]]] = {}
+
+    def align(
+        self, crops: Tensor, identity: Tensor, strength: float = 1.0, *, references: Sequence[Identity] = ()
+    ) -> Tensor:
+        """(N, 3, S, S) in [0, 1] → the same shape; pixels outside of the face keep their bits.
+
+        ``strength`` in [0, 2]: up to 1 the share of the reference's texture, and throughout how far the face's shape
+        goes. ``references``, one per row, hold the photos; the embedding ``identity`` is not looked at. Crops whose
+        landmarks are doubtful come back as they are. Raises ``InputError`` for a reference without pictures or
+        landmarks.
+        """
+        result = crops.clone()
+        sources = [self.sources(whose) for whose in references]
+        if strength <= 0 or not len(crops):
+            return result
+        points, sure = self.reader.read(crops)
+        for row in range(len(crops)):
+            trust = fade(float(sure[row]))
+            if trust > 0:
+                face = Face(_picture(crops[row]), _doubles(points[row]), self.reader.layout, self.dressing)
+                dressed = face.dressed(sources[row], strength, trust)
+                result[row] = torch.from_numpy(dressed.transpose(2, 0, 1).copy()).to(crops)
+        return result
+
+    def sources(self, identity: Identity) -> list[Source]:
+        """The reference's pictures with their meshes, best first; remembered for the next call.
+
+        Raises ``InputError`` when it has no pictures, or no landmarks can be read in any.
+        """
+        crops = identity.crops
+        if crops is None or not len(crops):
+            raise InputError(
+                f"{identity.name}: holds no picture of the reference, which warping needs. Give the photos, or a .face "
+                "file made with --keep-crops."
+            )
+        known = self._known.get(id(crops))
+        if known is None or known[0] is not crops:
+            known = (crops, self._read(identity.name, crops))
+            while len(self._known) >= REMEMBERED:
+                del self._known[next(iter(self._known))]
+            self._known[id(crops)] = known
+        return known[1]
+
+    def _read(self, name: str, crops: Tensor) -> list[Source]:
+        points, sure = self.reader.read(crops)
+        usable = [k for k in range(len(crops)) if fade(float(sure[k])) > 0]
+        if not usable:
+            raise InputError(
+                f"{name}: no landmarks could be read in the reference. Give a photo from the front, well lit."
+            )
+        inner = np.array(self.reader.layout.mesh)
+        best = _doubles(points[usable[0]])[inner]
+        triangles = inner[mesh.triangulate(best)].astype(np.int32)
+        return [self._source(crops[k], _doubles(points[k]), triangles) for k in usable]
+
+    def _source(self, crop: Tensor, points: mesh.Doubles, triangles: mesh.Triangles) -> Source:
+        picture, layout = _picture(crop), self.reader.layout
+        clear = Face(picture, points, layout, self.dressing).uncovered()
+        return Source(picture, points, triangles, head_pose(points, layout), clear)
+
+
+def fade(confidence: float) -> float:
+    """What a reading is worth, in [0, 1]."""
+    return float(mesh.smoothstep(np.array((confidence - DOUBTFUL) / (CERTAIN - DOUBTFUL))))
+
+
+def _picture(crop: Tensor) -> mesh.Floats:
+    """(3, S, S) → (S, S, 3)."""
+    return np.ascontiguousarray(crop.detach().cpu().float().permute(1, 2, 0).numpy())
+
+
+def _doubles(points: Tensor) -> mesh.Doubles:
+    return points.numpy().astype(np.float64)
