@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from facelock.pipeline import Pipeline
     from facelock.recipe import Recipe, load_recipe
     from facelock.report import Report
+    from facelock.storyboard import Storyboard
     from facelock.types import Chunk, Identity
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "Pipeline",
     "Recipe",
     "Report",
+    "Storyboard",
     # what they catch
     "FaceLockError",
     "InputError",
@@ -79,6 +81,7 @@ _HOME = {
     "Pipeline": "pipeline",
     "Recipe": "recipe",
     "Report": "report",
+    "Storyboard": "storyboard",
 }
 
 

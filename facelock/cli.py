@@ -255,6 +255,9 @@ for _name, _purpose in BENCHMARKS.items():
     _add_benchmark(_name, _purpose)
 
 
+import_module("facelock.cli_storyboard")  # adds ``facelock storyboard``
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``facelock`` command; leaves through ``SystemExit`` with the code of the outcome."""
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -12,17 +12,18 @@ PACKAGE = ROOT / "facelock"
 LEVELS = [
     {"errors", "assets"},
     {"types"},
-    {"protocols", "files", "bootstrap"},
+    {"protocols", "files", "bootstrap", "mistakes"},
     {"nets", "runtime", "geometry", "images", "video", "weights", "appearance"},
     {"faces", "perception", "identity", "ledger", "figures", "comparison", "verdict"},
     {"closed_loop", "blueprint", "alignment", "restoration"},
     {"recipe", "job", "report_model"},
     {"report", "report_page", "report_plot", "journal", "parts", "steps", "output", "assembly"},
     {"pipeline", "clip"},
+    {"storyboard", "storyboards"},
     {"api"},
     {"miniature"},
     {"bench"},
-    {"terminal", "cli"},
+    {"terminal", "cli", "cli_storyboard"},
 ]
 STAGES = {"blueprint", "alignment", "restoration"}
 FREE = {"__init__", "__main__"}
