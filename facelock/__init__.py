@@ -39,12 +39,14 @@ if TYPE_CHECKING:
     from facelock.recipe import Recipe, load_recipe
     from facelock.report import Report
     from facelock.storyboard import Storyboard
+    from facelock.storyboards.render import render
     from facelock.types import Chunk, Identity
 
 __all__ = [
     # what people call
     "generate",
     "verify",
+    "render",
     "load_identity",
     "load_recipe",
     # what they get
@@ -82,6 +84,7 @@ _HOME = {
     "Recipe": "recipe",
     "Report": "report",
     "Storyboard": "storyboard",
+    "render": "storyboards.render",
 }
 
 

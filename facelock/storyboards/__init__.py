@@ -5,5 +5,5 @@
 | ``reading``, ``fountain``, ``writing`` | YAML, JSON, CSV and Fountain to plain values with line numbers, and back |
 | ``checks``, ``plan`` | all mistakes at once; what each shot asks for, and what it costs |
 | ``render``, ``takes``, ``events``, ``film`` | shots made one after the other, each with its own journal |
-| ``edit``, ``soundtrack``, ``timeline``, ``sheet``, ``summary`` | what becomes of the shots: film, timelines, sheet, report |
+| ``edit``, ``soundtrack``, ``timeline``, ``sheet``, ``summary`` | the edit, timelines, report |
 """

@@ -48,6 +48,14 @@ def checked(path: Path) -> Storyboard:
     return board
 
 
+def require_sound(board: Storyboard) -> None:
+    """Raise :class:`StoryboardError` for a storyboard that was not loaded and names what is not there."""
+    found = semantic_mistakes(board.data(), board.folder)
+    mistakes = [Mistake(None, f"{'.'.join(map(str, place))}: {text}") for place, text in found]
+    if mistakes:
+        raise StoryboardError(Path("the storyboard"), mistakes)
+
+
 def _validated(source: Source, folder: Path) -> Storyboard | None:
     """The storyboard, where its values fit; mistakes go to ``source``."""
     if source.data is None and source.mistakes:
