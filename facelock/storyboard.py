@@ -38,7 +38,7 @@ from facelock.job import LARGEST_SEED, LONGEST_PROMPT, LONGEST_SECONDS, parse_si
 
 SCHEMA: Literal["facelock.storyboard.v1"] = "facelock.storyboard.v1"
 MOST_SHOTS = 2000
-LONGEST_TRANSITION = 10.0
+LONGEST_TRANSITION = 3.0
 """Seconds."""
 CHARACTER = re.compile(r"\{([^{}]*)\}")
 """A character in a prompt."""

@@ -254,14 +254,19 @@ def join_segments(
 
 def _encode_audio(audio: Path, path: Path, seconds: Fraction, clip: Path) -> None:
     length = f"{float(seconds):.6f}"
-    sound = ffmpeg.input(str(audio.absolute()), protocol_whitelist="file", format_whitelist=_AUDIO_FORMATS)[
-        "a:0"
-    ]
-    sound = sound.filter("asetpts", "PTS-STARTPTS").filter("aresample", 48000)
-    sound = sound.filter("apad", whole_dur=length).filter("atrim", end=length)
-    process = _Process(
-        sound.output(str(path), format="mp4", acodec="aac", audio_bitrate="192k", **_BITEXACT), clip
-    )
+    sound = sound_input(audio).filter("apad", whole_dur=length).filter("atrim", end=length)
+    run_ffmpeg(sound.output(str(path), format="mp4", acodec="aac", audio_bitrate="192k", **_BITEXACT), clip)
+
+
+def sound_input(path: Path) -> Any:
+    """The first audio track of a file as an ffmpeg-python stream, at 48 kHz, from time 0; nothing else is opened."""
+    sound = ffmpeg.input(str(path.absolute()), protocol_whitelist="file", format_whitelist=_AUDIO_FORMATS)
+    return sound["a:0"].filter("asetpts", "PTS-STARTPTS").filter("aresample", 48000)
+
+
+def run_ffmpeg(stream: Any, target: Path) -> None:
+    """Run an ffmpeg-python graph; ``target`` is named in errors. Raises ``EncoderError``, ``StorageError``."""
+    process = _Process(stream, target)
     try:
         process.finish()
     except BaseException:

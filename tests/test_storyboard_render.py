@@ -326,7 +326,7 @@ def test_retry_makes_another_take_and_render_keeps_it(parts):
     after, calls = digests(), len(parts.backbone.calls)
     facelock.render(board(), "film")
     assert digests() == after and len(parts.backbone.calls) == calls
-    with pytest.raises(InputError, match="no shot .7"):
+    with pytest.raises(InputError, match="no shot"):
         retry("film", "7")
 
 

@@ -154,6 +154,8 @@ class FilmFolder:
         self.board = self.folder / "board.json"
         self.state = self.folder / "film.json"
         self.records: dict[str, ShotRecord] = {}
+        self.edit = ""
+        """Digest of what the edit was made of; empty while it is not whole."""
 
     def prepare(self) -> None:
         """Make the folders, and read what was done before. Raises ``InputError`` for a damaged ``film.json``."""
@@ -169,6 +171,7 @@ class FilmFolder:
         try:
             stored = json.loads(self.state.read_bytes())
             self.records = {name: _record(record) for name, record in stored["shots"].items()}
+            self.edit = str(stored.get("edit", ""))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{self.state}: is damaged ({error}). Remove it and render again; takes are kept."
@@ -178,6 +181,7 @@ class FilmFolder:
         """Write ``film.json``, whole or not at all."""
         data = {
             "schema": SCHEMA,
+            "edit": self.edit,
             "shots": {name: asdict(record) for name, record in self.records.items()},
         }
         atomic_write(self.state, (json.dumps(data, indent=1) + "\n").encode())

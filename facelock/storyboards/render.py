@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from facelock.errors import ConfigError, FaceLockError, InputError
-from facelock.files import storage
 from facelock.output import locked
 from facelock.storyboard import Storyboard
 from facelock.storyboards.checks import require_sound
-from facelock.storyboards.events import Event, OnEvent
+from facelock.storyboards.edit import make_edit
+from facelock.storyboards.events import Event, FilmMade, OnEvent
 from facelock.storyboards.film import Film, FilmFolder, ShotRecord, ShotResult, result_of
 from facelock.storyboards.plan import Plan, Unit
 from facelock.storyboards.takes import Pace, Worker, is_worth_another_seed, stops_everything
@@ -155,12 +155,7 @@ def _current(unit: Unit, film: FilmFolder, worker: Worker) -> ShotRecord:
 def _edit(
     plan: Plan, film: FilmFolder, results: tuple[ShotResult, ...], worker: Worker, tell: OnEvent
 ) -> Film:
-    made = Film(film.folder, results, {} if any(s.outcome != "accepted" for s in results) else make_edit())
-    if made.failed:
-        with storage(film.folder):
-            (film.folder / "film.mp4").unlink(missing_ok=True)  # it would not be this storyboard's film
+    made = Film(film.folder, results)
+    made = replace(made, files=make_edit(plan, film, made, worker))
+    tell(FilmMade(tuple(made.files.values())))
     return made
-
-
-def make_edit() -> dict[str, Path]:
-    return {}
