@@ -5,6 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import toys
@@ -25,6 +29,7 @@ from facelock.storyboards import events
 from facelock.storyboards.film import FilmFolder, status_lines
 from facelock.storyboards.render import retry
 
+HERE = Path(__file__).resolve().parent
 RECIPE = """\
 schema = "facelock.recipe.v1"
 name = "toy"
@@ -265,7 +270,7 @@ def test_a_full_disk_stops_everything_and_keeps_what_is_made(parts, monkeypatch)
     assert len(parts.backbone.calls) == 7  # six chunks, one of them twice
 
 
-@pytest.mark.parametrize("stop", range(1, 24, 2))
+@pytest.mark.parametrize("stop", range(1, 24, 4))
 def test_a_film_stopped_anywhere_resumes_to_the_same_bytes(parts, stop):
     facelock.render(board(), "whole")
     calls = len(parts.backbone.calls)
@@ -395,3 +400,28 @@ def test_a_missed_target_leaves_with_4(parts, capsys):
     code, out, err = command(capsys, "storyboard", "render", "board.yaml", "-o", "film", "--quiet")
     assert code == 4 and out == "" and "1 of 3 shots have no take that can be used" in err
     assert "Traceback" not in err
+
+
+def killed(folder, *points):
+    """The uninterrupted six-shot film, and one outcome per kill -9."""
+    path = f"{HERE.parent}:{HERE}:{os.environ.get('PYTHONPATH', '')}"
+    done = subprocess.run(
+        [sys.executable, str(HERE / "storyboard_runner.py"), str(folder), *map(str, points)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_film_killed_at_random_points_resumes_to_the_same_bytes(ram_path):
+    rng = random.Random(6)
+    whole, *kills = killed(ram_path, *[rng.randrange(10_000) for _ in range(8)])
+    assert (
+        whole["code"] == 0 and whole["made"] == 12 and len(whole["digests"]) >= 14 and whole["changes"] > 200
+    )
+    assert len({kill["point"] for kill in kills}) > 6 and all(kill["killed"] for kill in kills)
+    for kill in kills:
+        where = f"killed at change {kill['point']} of {whole['changes']}"
+        assert kill["code"] == 0 and kill["digests"] == whole["digests"] and kill["left"] == [], where
+        assert kill["made"] <= 12, where
+    assert min(kill["made"] for kill in kills) < 6  # what was finished is not made again
