@@ -14,9 +14,11 @@ import pytest
 from facelock import cli
 from facelock.errors import ConfigError, InputError
 from facelock.mistakes import known_keys
-from facelock.storyboard import Storyboard, safe_name, schema_text
+from facelock.recipe import vocabulary_warnings
+from facelock.storyboard import CastMember, Defaults, Shot, Storyboard, safe_name, schema_text
 from facelock.storyboards.checks import StoryboardError
 from facelock.storyboards.plan import Plan
+from facelock.storyboards.reading import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 BOARD = """\
@@ -358,3 +360,25 @@ def test_check_loads_no_model_and_no_torch(folder):
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, env=environment
     )
     assert done.stdout.splitlines()[-2:] == ["0", "[]"], done.stdout + done.stderr
+
+
+def test_the_documentation_s_storyboard_fits_and_every_key_is_described():
+    text = (ROOT / "docs" / "storyboards.md").read_text()
+    example = text.split("```yaml\n")[1].split("```")[0]
+    source = read_yaml(example)
+    assert not source.mistakes and len(Storyboard.from_data(source.data).shots) == 2
+    for model in (CastMember, Defaults, Shot, Storyboard):
+        for name, field in model.model_fields.items():
+            assert (
+                f"`{field.alias or name}`" in text
+                or ("`cast.<name>`" in text
+                and name in ("cast", "shots", "defaults"))
+            ), name
+
+
+def test_the_sample_is_sound():
+    plan = Plan.of(Storyboard.load(ROOT / "samples" / "storyboards" / "three-friends.yaml"))
+    assert plan.cost().shots == 12 and plan.cost().characters == 3 and 115 <= plan.cost().seconds <= 125
+    assert plan.warnings() == []
+    for unit in plan.units:
+        assert len(unit.characters) == 1 and not vocabulary_warnings(unit.recipe, unit.prompt)
