@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from facelock.pipeline import Pipeline
     from facelock.recipe import Recipe, load_recipe
     from facelock.report import Report
+    from facelock.storyboard import Storyboard
+    from facelock.storyboards.render import render
     from facelock.types import Chunk, Consent, Identity
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "lock",
     "verify",
     "create_identity",
+    "render",
     "load_identity",
     "save_identity",
     "load_recipe",
@@ -61,6 +64,7 @@ __all__ = [
     "Pipeline",
     "Recipe",
     "Report",
+    "Storyboard",
     # what they catch
     "FaceLockError",
     "InputError",
@@ -93,6 +97,8 @@ _HOME = {
     "Pipeline": "pipeline",
     "Recipe": "recipe",
     "Report": "report",
+    "Storyboard": "storyboard",
+    "render": "storyboards.render",
 }
 
 

@@ -299,6 +299,7 @@ for _name, _purpose in BENCHMARKS.items():
 
 
 import_module("facelock.cli_lock")  # adds `facelock lock`
+import_module("facelock.cli_storyboard")  # adds ``facelock storyboard``
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

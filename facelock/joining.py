@@ -97,12 +97,14 @@ def join_segments(
 
 def _encode_audio(audio: Path, path: Path, seconds: Fraction, clip: Path) -> None:
     length = f"{float(seconds):.6f}"
-    sound = ffmpeg.input(str(audio.absolute()), protocol_whitelist="file", format_whitelist=AUDIO_FORMATS)[
-        "a:0"
-    ]
-    sound = sound.filter("asetpts", "PTS-STARTPTS").filter("aresample", 48000)
-    sound = sound.filter("apad", whole_dur=length).filter("atrim", end=length)
-    _run(sound.output(str(path), format="mp4", acodec="aac", audio_bitrate="192k", **BITEXACT), clip)
+    sound = sound_input(audio).filter("apad", whole_dur=length).filter("atrim", end=length)
+    run_ffmpeg(sound.output(str(path), format="mp4", acodec="aac", audio_bitrate="192k", **BITEXACT), clip)
+
+
+def sound_input(path: Path) -> Any:
+    """The first audio track of a file as an ffmpeg-python stream, at 48 kHz, from time 0; nothing else is opened."""
+    sound = ffmpeg.input(str(path.absolute()), protocol_whitelist="file", format_whitelist=AUDIO_FORMATS)
+    return sound["a:0"].filter("asetpts", "PTS-STARTPTS").filter("aresample", 48000)
 
 
 def _copy_audio(source: Path, path: Path, start: Fraction, clip: Path) -> None:
@@ -115,11 +117,12 @@ def _copy_audio(source: Path, path: Path, start: Fraction, clip: Path) -> None:
         f"c:a:{number}": "copy" if codec in COPIED else "aac" for number, codec in enumerate(codecs)
     }
     options |= {"copyts": None, "output_ts_offset": f"{-float(start):.9f}", "avoid_negative_ts": "disabled"}
-    _run(given["a"].output(str(path), format="mp4", **options, **BITEXACT), clip)
+    run_ffmpeg(given["a"].output(str(path), format="mp4", **options, **BITEXACT), clip)
 
 
-def _run(stream: Any, clip: Path) -> None:
-    process = FfmpegProcess(stream, clip)
+def run_ffmpeg(stream: Any, target: Path) -> None:
+    """Run an ffmpeg-python graph; ``target`` is named in errors. Raises ``EncoderError``, ``StorageError``."""
+    process = FfmpegProcess(stream, target)
     try:
         process.finish()
     except BaseException:

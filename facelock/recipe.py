@@ -13,7 +13,6 @@ relative to the recipe's own folder. Knows nothing of torch.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,10 +21,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from facelock.assets import asset_dir
 from facelock.errors import ConfigError
+from facelock.mistakes import did_you_mean, sentence
 
 SCHEMA = "facelock.recipe.v1"
 LARGEST_FILE = 1 << 20
@@ -221,11 +220,10 @@ def find_recipe(name: str | Path) -> Path:
     known = recipe_names()
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    guess = f" (did you mean {near[0]!r}?)" if near else ""
+    guess = did_you_mean(name, known)
     choice = ", ".join(sorted(known))
     raise ConfigError(
-        f"No recipe is called {name!r}{guess}. Give one of {choice}, or the path of a .toml file."
+        f"No recipe is called {name!r}{guess or '.'} Give one of {choice}, or the path of a .toml file."
     )
 
 
@@ -235,7 +233,7 @@ def load_recipe(name: str | Path = "miniature") -> Recipe:
     try:
         recipe = Recipe.model_validate(_parse(path))
     except ValidationError as error:
-        mistakes = [_sentence(detail) for detail in error.errors(include_url=False)]
+        mistakes = [sentence(detail, Recipe, "recipe") for detail in error.errors(include_url=False)]
         raise ConfigError(f"{path}: {'; '.join(mistakes)}. Correct the recipe.") from None
     return _with_paths(recipe, path.resolve().parent)
 
@@ -249,33 +247,6 @@ def _parse(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Check the file.") from error
     except (ValueError, RecursionError) as error:  # bad syntax, no UTF-8, a number of thousands of digits
         raise ConfigError(f"{path}: is not valid TOML ({error}). Correct the recipe.") from error
-
-
-def _sentence(detail: ErrorDetails) -> str:
-    """One mistake as ``lock.lader: unknown key, did you mean 'ladder'?``."""
-    where = [str(part) for part in detail["loc"]]
-    key = ".".join(where) or "recipe"
-    if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where[-1], _known_keys(where[:-1]), n=1)
-        return f"{key}: unknown key" + (f", did you mean {near[0]!r}?" if near else "")
-    if detail["type"] == "missing":
-        return f"{key}: is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    found = detail.get("input")
-    shown = f" (found {found!r})" if isinstance(found, int | float | str) else ""
-    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
-
-
-def _known_keys(where: list[str]) -> list[str]:
-    model: type[BaseModel] = Recipe
-    for part in where:
-        field = model.model_fields.get(part)
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        ):
-            return []
-        model = field.annotation
-    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 _MODEL_KEYS: Mapping[str, tuple[str, ...]] = {

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "facelock"
 LEVELS = [
     {"errors", "assets"},
     {"types"},
-    {"protocols", "files", "bootstrap"},
+    {"protocols", "files", "bootstrap", "mistakes"},
     {
         "nets",
         "runtime",
@@ -47,10 +47,11 @@ LEVELS = [
     {"recipe", "job", "report_model"},
     {"report", "report_page", "report_plot", "journal", "parts", "steps", "output", "assembly"},
     {"pipeline", "making", "clip", "lock_parts", "footage"},
+    {"storyboard", "storyboards"},
     {"api"},
     {"miniature"},
     {"bench"},
-    {"terminal", "cli", "cli_identity", "cli_lock", "cli_models"},
+    {"terminal", "cli", "cli_identity", "cli_lock", "cli_models", "cli_storyboard"},
 ]
 STAGES = {"blueprint", "alignment", "restoration"}
 FREE = {"__init__", "__main__"}
