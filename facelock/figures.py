@@ -106,9 +106,8 @@ class Series:
 
 
 def _reason(row: Measured) -> Reason | None:
-    if row.status is Status.UNREADABLE:
-        return row.unreadable.value if row.unreadable else "unreadable"
-    return row.status.value if row.status in (Status.WRONG, Status.ABSENT) else None
+    why = row.unreadable or Status.UNREADABLE if row.status is Status.UNREADABLE else row.status
+    return next((reason for reason in get_args(Reason) if reason == why), None)
 
 
 def _one_row_per_frame(rows: Iterable[Measured], frames: int, start: int) -> list[Measured]:

@@ -169,7 +169,9 @@ def _look(frames: Tensor, faces: Faces, pack: FacePack, limits: ReadabilityLimit
         Unreadable.BLURRED: ~(blur >= limits.minimum_sharpness),
     }
     held = zip(*(column.tolist() for column in fails.values()), strict=True)
-    reasons = tuple(next((why for why, failed in zip(fails, row, strict=True) if failed), None) for row in held)
+    reasons = tuple(
+        next((why for why, failed in zip(fails, row, strict=True) if failed), None) for row in held
+    )
     return Sight(faces, crops, yaw, pitch, roll, blur, mouth, eyes, reasons)
 
 

@@ -91,7 +91,9 @@ def open_perception(
     if judge.startswith((INSIGHTFACE, OPENCV)) or _pair(judge):
         return Perception(loop, _pack(judge, device, commercial), (faces, judge))
     encoder = _encoder(locate(judge, commercial=commercial), device)
-    return Perception(loop, Pack(loop.detector, encoder, cut=loop.cut, look_again=loop.look_again), (faces, judge))
+    return Perception(
+        loop, Pack(loop.detector, encoder, cut=loop.cut, look_again=loop.look_again), (faces, judge)
+    )
 
 
 def _pack(name: str, device: torch.device | str, commercial: bool) -> Pack:
@@ -154,7 +156,9 @@ def _insightface_files(name: str) -> tuple[Path, Path]:
     """The detector and the recogniser of a pack: the first of each kind by name, as insightface takes them."""
     folder = _insightface_folder(name)
     kinds = {path: kind_of(path) for path in sorted(folder.glob("*.onnx"))}
-    found = [next((p for p, kind in kinds.items() if kind == wanted), None) for wanted in ("scrfd", "arcface")]
+    found = [
+        next((p for p, kind in kinds.items() if kind == wanted), None) for wanted in ("scrfd", "arcface")
+    ]
     detector, encoder = found
     if detector is None or encoder is None:
         lacks = "detector" if detector is None else "recogniser"
@@ -195,8 +199,14 @@ def _encoder(path: Path, device: torch.device | str) -> Encoder:
         )
     weights = path / "model.safetensors" if kind == "crate" else path
     sha256 = digest(weights)
-    entry = next((e for e in Catalog.load().entries.values() if sha256 in (e.sha256, *e.files.values())
-                  and e.task == "recognition"), None)
+    entry = next(
+        (
+            e
+            for e in Catalog.load().entries.values()
+            if sha256 in (e.sha256, *e.files.values()) and e.task == "recognition"
+        ),
+        None,
+    )
     known = calibrated(sha256)
     name = entry.name if entry else known.name if known else path.stem
     accepted = entry.thresholds if entry and entry.thresholds else accepted_from(sha256, name)

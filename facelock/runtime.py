@@ -67,8 +67,9 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file on exactly ``device``.
 
-    ``threads`` defaults to torch's; ``content`` is a changed copy of the file to open in its place. Raises ``ModelError`` when the file is missing or damaged and ``DeviceError``
-    when the first active provider is not the one asked for (onnxruntime would fall back to the CPU silently).
+    ``threads`` defaults to torch's; ``content`` is a changed copy of the file to open in its place. Raises
+    ``ModelError`` when the file is missing or damaged and ``DeviceError`` when the first active provider is not the
+    one asked for (onnxruntime would fall back to the CPU silently).
     """
     path, device = Path(path), torch.device(device)
     if not path.is_file():
@@ -82,7 +83,9 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     provider, settings = _provider(device)
     try:
-        session = onnxruntime.InferenceSession(content or str(path), options, providers=[(provider, settings)])
+        session = onnxruntime.InferenceSession(
+            content or str(path), options, providers=[(provider, settings)]
+        )
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         if device.type == "cuda" and "cuda" in str(error).lower():
             raise DeviceError(
@@ -147,9 +150,7 @@ class BatchSession:
         count = len(next(iter(inputs.values())))
         return self.run_made(count, lambda rows: {k: v[rows] for k, v in inputs.items()})
 
-    def run_made(
-        self, count: int, make: Callable[[slice], Mapping[str, np.ndarray]]
-    ) -> list[np.ndarray]:
+    def run_made(self, count: int, make: Callable[[slice], Mapping[str, np.ndarray]]) -> list[np.ndarray]:
         """The same for ``count`` rows whose inputs are made when their turn comes, in the lane that runs them.
 
         ``make`` gives the inputs of a slice of rows; it is called from several threads at once.

@@ -150,5 +150,7 @@ def test_close_ups_get_a_second_look_with_a_margin():
     assert len(Pack(FarSighted(), None).detect(frames)) == 0  # type: ignore[arg-type]
     found = Pack(FarSighted(), None, look_again=True).detect(frames)  # type: ignore[arg-type]
     assert found.frame.tolist() == [0, 2]
-    assert torch.equal(found.landmarks, torch.full((2, 5, 2), 30.0))  # pixels of the frame, not of the padded one
+    assert torch.equal(
+        found.landmarks, torch.full((2, 5, 2), 30.0)
+    )  # pixels of the frame, not of the padded one
     assert torch.equal(found.box[0], torch.tensor([20.0, 20.0, 40.0, 40.0]))

@@ -50,7 +50,9 @@ def test_the_miniature_stays_what_it_was():
     seen = open_perception()
     assert seen.names == ("miniature", "miniature")
     assert seen.faces.encoder.id.startswith("miniature/recogniser@")
-    assert seen.judge.encoder.id.startswith("miniature/judge@") and isinstance(seen.judge.encoder, CrateEncoder)
+    assert seen.judge.encoder.id.startswith("miniature/judge@") and isinstance(
+        seen.judge.encoder, CrateEncoder
+    )
     assert len(seen.packs) == 2
 
 
@@ -100,7 +102,9 @@ def test_two_files_and_a_judge_by_itself(home):
     assert crate.judge.detector is crate.faces.detector
     other = open_perception(pair, f"insightface:{toys}")
     assert other.judge.detector is not other.faces.detector
-    assert open_perception("miniature/detector+miniature/recogniser").faces.encoder.id == seen.faces.encoder.id
+    assert (
+        open_perception("miniature/detector+miniature/recogniser").faces.encoder.id == seen.faces.encoder.id
+    )
 
 
 def test_a_file_with_a_plus_in_its_name(home, tmp_path):
@@ -110,7 +114,9 @@ def test_a_file_with_a_plus_in_its_name(home, tmp_path):
     assert seen.faces.encoder.id.startswith("c+d@") and seen.judge.detector is seen.faces.detector
 
 
-@pytest.mark.parametrize("name", ["", "buffalo_l", "insightface:", "opencv:", "opencv:yunet", "+", "a+", "+b"])
+@pytest.mark.parametrize(
+    "name", ["", "buffalo_l", "insightface:", "opencv:", "opencv:yunet", "+", "a+", "+b"]
+)
 def test_names_that_mean_nothing(name):
     with pytest.raises(ConfigError, match="insightface:NAME"):
         open_perception(name)
@@ -163,7 +169,9 @@ def recogniser(path, steps):
         helper.make_node("Flatten", ["s"], ["f"]),
         helper.make_node("MatMul", ["f", "w"], ["e"]),
     ]
-    weights.append(numpy_helper.from_array(np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32), "w"))
+    weights.append(
+        numpy_helper.from_array(np.random.default_rng(0).normal(size=(12, 8)).astype(np.float32), "w")
+    )
     entry = helper.make_tensor_value_info("in", TensorProto.FLOAT, ["n", 3, 112, 112])
     leave = helper.make_tensor_value_info("e", TensorProto.FLOAT, ["n", 8])
     graph = helper.make_graph(nodes, "g", [entry], [leave], weights)
@@ -205,7 +213,9 @@ def test_every_recogniser_of_the_assets():
 
 @needs_assets
 def test_opencv_by_files():
-    spec = f"opencv:{DETECTORS / 'face_detection_yunet_2023mar.onnx'}+{RECOGNISERS / 'arcface_mbf_y1_ms1m.onnx'}"
+    spec = (
+        f"opencv:{DETECTORS / 'face_detection_yunet_2023mar.onnx'}+{RECOGNISERS / 'arcface_mbf_y1_ms1m.onnx'}"
+    )
     seen = open_perception(spec, str(RECOGNISERS / "mobileface_id_v2.onnx"))
     assert isinstance(seen.faces.detector, YunetDetector) and seen.judge.detector is seen.faces.detector
     assert seen.names == (spec, str(RECOGNISERS / "mobileface_id_v2.onnx"))
@@ -322,9 +332,13 @@ def test_known_weights_are_known_under_any_name(tmp_path, caplog):
 def test_a_pack_asks_nothing_of_an_encoder_that_it_does_not_need():
     class Blind:
         def detect(self, frames):
-            return Faces(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), torch.zeros(0, 5, 2), torch.zeros(0))
+            return Faces(
+                torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), torch.zeros(0, 5, 2), torch.zeros(0)
+            )
 
-    encoder = OnnxEncoder(MODELS / "faces" / "recogniser.onnx", name="m", thresholds=Thresholds(0.1, 0.2, 0.3))
+    encoder = OnnxEncoder(
+        MODELS / "faces" / "recogniser.onnx", name="m", thresholds=Thresholds(0.1, 0.2, 0.3)
+    )
     pack = Pack(Blind(), encoder, look_again=True)
     assert len(pack.detect(torch.rand(2, 3, 40, 40))) == 0
     assert pack.embed(torch.rand(2, 3, 40, 40), pack.detect(torch.rand(2, 3, 40, 40))).shape[0] == 0

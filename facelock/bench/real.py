@@ -68,7 +68,9 @@ def run(
     """
     videos = sorted((assets / "videos").glob("*.mp4"))[:identities]
     if not videos or not recognisers(assets):
-        raise InputError(f"{assets}: no photos, videos and weights are here. Give their folder with --assets.")
+        raise InputError(
+            f"{assets}: no photos, videos and weights are here. Give their folder with --assets."
+        )
     photos, _ = measure(assets)
     speeds, alarms = [], []
     for done, video in enumerate(videos):
@@ -165,7 +167,9 @@ def insightface_loop(
         boxes, points = finder.detect(picture)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`estimate` is deprecated", FutureWarning)  # in its face_align
-            faces = [Face(bbox=box[:4], kps=kps, det_score=box[4]) for box, kps in zip(boxes, points, strict=True)]
+            faces = [
+                Face(bbox=box[:4], kps=kps, det_score=box[4]) for box, kps in zip(boxes, points, strict=True)
+            ]
             for face in faces:
                 reader.get(picture, face)
         units = [face.normed_embedding for face in faces]
@@ -287,7 +291,9 @@ def injected(judge: Judge, video: Path, other: Path, who: Identity, fps: float) 
     inside = range(begin, begin + length)
     caught = sum(rows[frame].status is Status.WRONG for frame in inside)
     figures = clip_figures(Series.from_rows(rows, frames=len(rows)), judge.thresholds, fps=fps)
-    found = [span for span in figures.wrong_spans if span.start <= inside[-1] / fps and span.end > begin / fps]
+    found = [
+        span for span in figures.wrong_spans if span.start <= inside[-1] / fps and span.end > begin / fps
+    ]
     false = sum(row.status is Status.WRONG for row in rows) - caught
     return {"frames": length, "caught": caught, "span": bool(found), "false": false}
 
@@ -313,7 +319,17 @@ def photo_table(photos: Sequence[Any]) -> str:
         for p in photos
     ]
     counted = f"{photos[0]['same_pairs']} same pairs, {photos[0]['different_pairs']} different ones"
-    head = ["recogniser", "same mean", "p5", "min", "different mean", "p95", "max", "AUC", "FAR 1e-2 / 1e-3 / 1e-4"]
+    head = [
+        "recogniser",
+        "same mean",
+        "p5",
+        "min",
+        "different mean",
+        "p95",
+        "max",
+        "AUC",
+        "FAR 1e-2 / 1e-3 / 1e-4",
+    ]
     return f"{counted}\n\n{table(head, rows)}"
 
 

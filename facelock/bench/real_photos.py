@@ -133,7 +133,9 @@ def accept_thresholds(different: Floats) -> dict[str, float]:
 
 def area_under_curve(same: Floats, different: Floats) -> float:
     """Probability that a same pair is more alike than a different one."""
-    below = np.searchsorted(np.sort(different), same, "left") + np.searchsorted(np.sort(different), same, "right")
+    below = np.searchsorted(np.sort(different), same, "left") + np.searchsorted(
+        np.sort(different), same, "right"
+    )
     return float(below.mean() / 2 / len(different))
 
 
@@ -154,8 +156,13 @@ def separation(encoder: Encoder, seen: Seen) -> dict[str, Any]:
 
 def _summary(values: Floats) -> dict[str, float]:
     low, high = np.quantile(values, [0.05, 0.95])
-    return {"mean": float(values.mean()), "p5": float(low), "p95": float(high),
-            "min": float(values.min()), "max": float(values.max())}
+    return {
+        "mean": float(values.mean()),
+        "p5": float(low),
+        "p95": float(high),
+        "min": float(values.min()),
+        "max": float(values.max()),
+    }
 
 
 def measure(assets: Path) -> tuple[list[Mapping[str, Any]], Seen]:

@@ -92,7 +92,8 @@ def _from_input(graph: Any, entry: str, constants: set[str]) -> Iterator[Any]:
     for node in graph.node[:_LOOKED_AT]:
         if node.op_type == "Constant":
             constants.update(node.output)
-        elif followed & set(node.input) and set(node.input) <= followed | constants | {""}:
-            if node.op_type in _PASSES | _SHIFTS | _SCALES:
-                followed.update(node.output)
-                yield node
+        elif node.op_type in _PASSES | _SHIFTS | _SCALES and followed & set(node.input):
+            if not set(node.input) <= followed | constants | {""}:
+                continue
+            followed.update(node.output)
+            yield node

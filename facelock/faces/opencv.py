@@ -100,8 +100,13 @@ def _any_size(path: Path) -> bytes:
     except Exception as error:  # protobuf raises its own kinds
         raise ModelError(f"{path}: not a readable ONNX model. Fetch it again.") from error
     if {output.name for output in model.graph.output} != set(OUTPUTS):
-        raise ModelError(f"{path}: its outputs are not those of YuNet. Give face_detection_yunet_2023mar.onnx.")
-    for value, names in [(model.graph.input[0], ("", "", "h", "w")), *((o, ("", "n")) for o in model.graph.output)]:
+        raise ModelError(
+            f"{path}: its outputs are not those of YuNet. Give face_detection_yunet_2023mar.onnx."
+        )
+    for value, names in [
+        (model.graph.input[0], ("", "", "h", "w")),
+        *((o, ("", "n")) for o in model.graph.output),
+    ]:
         for dimension, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
             if name:
                 dimension.dim_param = name if value is model.graph.input[0] else f"{value.name}_{name}"

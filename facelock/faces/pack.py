@@ -88,7 +88,9 @@ class Pack:
 
 def _merged(one: Faces, other: Faces) -> Faces:
     """Both, by frame; no frame is in both."""
-    columns = [torch.cat([getattr(one, name), getattr(other, name)]) for name in ("box", "landmarks", "score")]
+    columns = [
+        torch.cat([getattr(one, name), getattr(other, name)]) for name in ("box", "landmarks", "score")
+    ]
     frame = torch.cat([one.frame, other.frame])
     return Faces(frame, *columns).select(torch.argsort(frame, stable=True))
 
@@ -117,7 +119,8 @@ def _seen_through(
     width, height = limits[1], limits[0]
     left, top = (int(min(max(v, 0), most - 1)) for v, most in zip(low, (width, height), strict=True))
     right, bottom = (
-        int(max(min(v, most), first + 1)) for v, most, first in zip(high, (width, height), (left, top), strict=True)
+        int(max(min(v, most), first + 1))
+        for v, most, first in zip(high, (width, height), (left, top), strict=True)
     )
     shifted = matrix.copy()
     shifted[:, 2] += matrix[:, :2] @ (left, top)

@@ -23,7 +23,9 @@ def without_prelu(path: str | Path) -> bytes | None:
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
         return None
     slopes = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = [part for node in graph.node for part in _parts(node, slopes.get((*node.input, "", "")[1]), graph)]
+    nodes = [
+        part for node in graph.node for part in _parts(node, slopes.get((*node.input, "", "")[1]), graph)
+    ]
     if len(nodes) == len(graph.node):
         return None
     del graph.node[:]
@@ -44,8 +46,8 @@ def _parts(node: Any, slope: Any, graph: Any) -> Iterator[Any]:
     positive, passed, rest = (f"{target}/facelock/{part}" for part in ("positive", "passed", "rest"))
     for name, values in ((f"{passed}/w", weights), (f"{rest}/w", 1 - weights)):
         graph.initializer.append(numpy_helper.from_array(values.astype(weights.dtype), name))
-    depthwise = {"group": len(weights), "kernel_shape": [1, 1]}
+    channels = len(weights)
     yield helper.make_node("Relu", [source], [positive])
-    yield helper.make_node("Conv", [positive, f"{rest}/w"], [rest], **depthwise)
-    yield helper.make_node("Conv", [source, f"{passed}/w"], [passed], **depthwise)
+    yield helper.make_node("Conv", [positive, f"{rest}/w"], [rest], group=channels, kernel_shape=[1, 1])
+    yield helper.make_node("Conv", [source, f"{passed}/w"], [passed], group=channels, kernel_shape=[1, 1])
     yield helper.make_node("Add", [passed, rest], [target])
