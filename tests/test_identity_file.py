@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import random
 import stat
 import struct
-import warnings
 from dataclasses import replace
 from datetime import date
 
@@ -18,19 +15,16 @@ from album import JUDGE, LOOP, Album, somebody
 from PIL import Image
 from safetensors.torch import load, save
 
-from facelock.assembly import Assembly
 from facelock.assets import asset_dir
 from facelock.consent import check_consent, require_consent
 from facelock.enrol import create_identity
 from facelock.errors import InputError
-from facelock.face_format import KEY, LARGEST_FILE, Record, digest, pack, unpack
+from facelock.face_format import KEY, LARGEST_FILE, Record, digest, pack
 from facelock.identity import embedding_of, identity_from_picture
 from facelock.identity_file import (
     describe,
     embed_file,
-    is_face_file,
     re_embed,
-    read_faces,
     read_identity,
     read_record,
     revoke,
@@ -40,8 +34,6 @@ from facelock.identity_file import (
 )
 from facelock.images import read_picture
 from facelock.perception import Perception, open_perception
-from facelock.pipeline import Pipeline
-from facelock.recipe import load_recipe
 from facelock.types import Consent, Identity
 
 SAMPLES = asset_dir("models").parent / "samples" / "faces"
@@ -434,189 +426,3 @@ def test_what_it_says_in_words(face):
     old = replace(record, identity=replace(record.identity, consent=Consent("self", expires="2020-01-01")))
     assert "EXPIRED" not in text and describe(old)[-1].endswith("until 2020-01-01, EXPIRED")
     assert "REVOKED" in describe(revoke(face) and read_record(face))[-1]
-
-
-# In use.
-
-
-def test_a_face_file_is_known_by_name_and_by_content(face, tmp_path):
-    assert is_face_file(face) and is_face_file(str(face)) and is_face_file(tmp_path / "none.face")
-    assert is_face_file(face.rename(tmp_path / "noname"))
-    assert not is_face_file(SAMPLES / "maria.png") and not is_face_file(tmp_path / "none.png")
-    assert not is_face_file(tmp_path) and not is_face_file(None) and not is_face_file(torch.zeros(3))
-
-
-def test_paths_of_face_files_are_read_and_others_left(face):
-    maria = Identity("maria", {})
-    read = read_faces([face, "photo.png", maria])
-    assert read[0].name == "Änna" and read[1:] == ["photo.png", maria]
-    assert read_faces(str(face)).uuid == read[0].uuid and read_faces("photo.png") == "photo.png"
-    revoke(face)
-    refused(face, "was revoked", lambda path: read_faces([path]))
-
-
-@pytest.fixture(scope="module")
-def bundled():
-    return Pipeline(load_recipe("miniature"), Assembly(load_recipe("miniature"), "cpu"))
-
-
-def test_a_pipeline_takes_face_files_pictures_and_identities(bundled, tmp_path, caplog):
-    made = create_identity([SAMPLES / "maria.png"], open_perception(), name="maria")
-    path = save_identity(made, tmp_path / "m.face")
-    with caplog.at_level("INFO", "facelock"):
-        cast = bundled.identities([path, SAMPLES / "leo.png", made.identity])
-    assert [each.name for each in cast] == ["maria", "leo", "maria-2"]
-    assert torch.equal(
-        cast[0].embeddings[bundled.parts.judge.encoder], cast[2].embeddings[bundled.parts.judge.encoder]
-    )
-    assert [record.args[0] for record in caplog.records if "consent" in record.getMessage()] == [
-        "maria",
-        "maria-2",
-    ]
-    for row in cast[0].embeddings.values():
-        assert row.dtype == torch.float32
-
-
-def test_a_pipeline_refuses_what_ended_or_does_not_fit(bundled, face, tmp_path):
-    with pytest.raises(
-        InputError, match=r"anna.face: has no embedding by miniature/recogniser@.*identity create"
-    ):
-        bundled.identities([face])
-    with pytest.raises(InputError, match="has no embedding by miniature/judge@"):
-        bundled.identities([read_identity(face)])
-    ended = Consent("self", expires="2020-01-01")
-    made = create_identity([SAMPLES / "maria.png"], open_perception(), name="maria", consent=ended)
-    path = save_identity(made, tmp_path / "m.face")
-    for reference in (path, made.identity):
-        with pytest.raises(InputError, match="expired on 2020-01-01"):
-            bundled.identities([reference])
-
-
-# Mutations.
-
-
-def mutated(data: bytes, chance: random.Random) -> bytes:
-    """The same file after an accident."""
-    kind, copy = chance.randrange(6), bytearray(data)
-    place = chance.randrange(len(copy)) if chance.random() < 0.5 else chance.randrange(min(len(copy), 3000))
-    if kind == 0:
-        copy[place] ^= 1 << chance.randrange(8)
-    elif kind == 1:
-        del copy[place:]
-    elif kind == 2:
-        copy[place : place + 8] = chance.randbytes(8)
-    elif kind == 3:
-        copy[place:place] = chance.randbytes(chance.randrange(1, 40))
-    elif kind == 4:
-        del copy[place : place + chance.randrange(1, 40)]
-    else:
-        for _ in range(chance.randrange(2, 30)):
-            copy[chance.randrange(len(copy))] = chance.randrange(256)
-    return bytes(copy)
-
-
-WEIRD = [
-    None,
-    True,
-    -1,
-    0,
-    2**70,
-    1e308,
-    "",
-    "x" * 5000,
-    "\ud800",
-    "\x00",
-    [],
-    {},
-    [[]],
-    {"a": 1},
-    "../x",
-    "2026-02-30",
-]
-
-
-def edited(data: bytes, chance: random.Random) -> bytes:
-    """The same file with something strange in its header, and a digest that fits."""
-    header, tensors = header_of(data), load(data)
-    places = [(header, key) for key in header] + [(row, key) for row in header["encoders"] for key in row]
-    places += [(header["consent"], key) for key in header["consent"]] + [
-        (row, "yaw") for row in header["photos"]
-    ]
-    for _ in range(chance.randrange(1, 3)):
-        where, key = chance.choice(places)
-        where[key] = chance.choice(WEIRD)
-    if chance.random() < 0.3:
-        tensors[chance.choice(list(tensors))] = torch.randn(chance.choice([(), (0,), (3,), (2, 2)]))
-    if chance.random() < 0.7:
-        header["sha256"] = digest(header, tensors)
-    return save(tensors, {KEY: json.dumps(header)})
-
-
-def outcome(read, *arguments):
-    """Whether a read succeeded; anything but an ``InputError`` in one line is a failure of the test."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            read(*arguments)
-    except InputError as error:
-        assert "\n" not in str(error) and len(str(error)) < 2000
-        str(error).encode()
-        return False
-    return True
-
-
-@pytest.mark.parametrize("kind", ["bytes", "header"])
-def test_eight_hundred_mutated_face_files(enrolment, kind, tmp_path):
-    bare = replace(enrolment.identity, crops=None)
-    quality = tuple(finding.quality for finding in enrolment.used)
-    data = pack(Record(bare, quality))
-    chance = random.Random(4)
-    change = mutated if kind == "bytes" else edited
-    read = sum(outcome(unpack, tmp_path / "x.face", change(data, chance)) for _ in range(800))
-    assert read < (20 if kind == "bytes" else 200)  # the digest finds accidents; some edits are harmless
-
-
-def test_mutated_files_with_crops_on_a_disk(enrolment, ram_path):
-    data = save_identity(enrolment, ram_path / "whole.face").read_bytes()
-    chance, path = random.Random(5), ram_path / "x.face"
-    for _ in range(60):
-        path.write_bytes(mutated(data, chance))
-        assert outcome(read_identity, path) is (path.read_bytes() == data)
-
-
-def pictures():
-    """Small pictures of all kinds, as bytes."""
-    with Image.open(SAMPLES / "maria.png") as image:
-        small = image.convert("RGB").resize((96, 96))
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    kinds = [
-        ("JPEG", small, {"quality": 80}),
-        ("JPEG", small, {"progressive": True, "exif": turned}),
-        ("JPEG", small.convert("CMYK"), {}),
-        ("PNG", small, {}),
-        ("PNG", small.convert("P"), {}),
-        ("PNG", small.convert("L"), {}),
-        ("PNG", small.convert("RGBA"), {}),
-        ("WEBP", small, {}),
-        ("GIF", small, {}),
-        ("TIFF", small, {"compression": "tiff_lzw"}),
-        ("BMP", small, {}),
-        ("PPM", small, {}),
-    ]
-    for kind, picture, options in kinds:
-        buffer = io.BytesIO()
-        picture.save(buffer, kind, **options)
-        yield buffer.getvalue()
-
-
-def test_eight_hundred_mutated_pictures(ram_path):
-    originals = list(pictures())
-    chance, path, read = random.Random(6), ram_path / "x.jpg", 0
-    for data in originals:
-        path.write_bytes(data)
-        assert outcome(read_picture, path)
-    for k in range(800):
-        path.write_bytes(mutated(originals[k % len(originals)], chance))
-        read += outcome(read_picture, path)
-    assert 100 < read < 700
