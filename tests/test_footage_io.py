@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -17,7 +18,7 @@ import pytest
 import torch
 from footage_files import PICTURES, SOUND, audio_packets, ffmpeg, patched, ramps, video
 
-from facelock import footage_io
+from facelock import footage_io, video_worker
 from facelock.errors import InputError
 from facelock.footage_io import Look, check_audio, count_frames, probe, read_chunks, read_stills
 from facelock.video import SegmentWriter, Timing, join_segments, pixel_format
@@ -137,9 +138,14 @@ def test_untagged_colours_are_read_as_players_do(folder, size, matrix):
     assert probe(path).look.matrix == 2
     middle = pixels(path)[0, :, 30, 40] * 255
     assert float((middle - torch.tensor([200.0, 60.0, 40.0])).abs().max()) < 2.5
-    tagged = Look(matrix=1 if matrix == "bt601" else 6)  # the other one: the tag decides
-    again = video(folder / f"{matrix}-tagged.mp4", pixels(path), look=tagged, crf=1)
-    middle = pixels(again)[0, :, 30, 40] * 255
+
+
+@pytest.mark.parametrize(("size", "matrix"), [("96x64", "bt709"), ("1280x720", "smpte170m")])
+def test_tagged_colours_are_read_by_their_tag(folder, size, matrix):
+    colour = f"color=c=0xC83C28:s={size}:r=10:d=0.2,format=rgb24,scale=out_color_matrix={matrix}:out_range=tv"
+    tagged = f"{colour},format=yuv420p,setparams=colorspace={matrix}"
+    path = ffmpeg(folder / f"{matrix}-tagged.mp4", "-f", "lavfi", "-i", tagged, "-crf", 1)
+    middle = pixels(path)[0, :, 30, 40] * 255
     assert float((middle - torch.tensor([200.0, 60.0, 40.0])).abs().max()) < 2.5
 
 
@@ -207,6 +213,19 @@ def test_sound_stays_where_it_is_when_a_clip_was_cut(folder, plain):
     assert len(stills) == len(again) < 10
     offset = stills[0].pts * probe(path).time_base
     assert [(t - offset, p) for t, p in audio_packets(path)] == audio_packets(folder / "cut.out.mp4")
+
+
+def test_pictures_that_begin_after_the_sound_begin_at_zero(folder):
+    path = ffmpeg(
+        folder / "late.mkv", "-itsoffset", "0.5", *PICTURES, *SOUND, "-pix_fmt", "yuv420p", "-c:a", "aac"
+    )
+    info, stills, after, again = copied(path, folder / "late.mp4")
+    start = stills[0].pts * info.time_base
+    assert start == Fraction(1, 2) and again[0].pts == 0
+    assert [s.pts * info.time_base - start for s in stills] == [s.pts * after.time_base for s in again]
+    before, now = audio_packets(path), audio_packets(folder / "late.mp4")
+    assert [packet for _, packet in before] == [packet for _, packet in now]
+    assert all(abs(a - start - b) < Fraction(1, 500) for (a, _), (b, _) in zip(before, now, strict=True))
 
 
 def test_only_what_is_asked_for_is_converted(plain):
@@ -350,6 +369,20 @@ def test_bad_videos_are_refused_in_one_sentence(folder, plain, kind):
     assert said.startswith(str(Path(path))) and said.endswith(".") and "\n" not in said
 
 
+@pytest.mark.parametrize(
+    "text", ["ffconcat version 1.0\nfile '{}'\n", "#EXTM3U\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"]
+)
+@pytest.mark.parametrize("mode", ["probe", "frames", "sound"])
+def test_the_decoder_itself_opens_no_playlist(folder, plain, text, mode):
+    path, out = _written(folder / "list.mp4", text.format(plain).encode()), io.BytesIO()
+    video_worker.answer({"path": str(path), "mode": mode}, out)
+    assert video_worker.HEADER.unpack_from(out.getvalue())[0] == video_worker.REFUSED
+    for name in (f"concat:{plain}", "http://127.0.0.1:9/a.mp4", f"subfile,,start,0,end,0,,:{plain}"):
+        out = io.BytesIO()
+        video_worker.answer({"path": name, "mode": mode}, out)
+        assert video_worker.HEADER.unpack_from(out.getvalue())[0] == video_worker.REFUSED
+
+
 def test_sound_files_are_asked_in_the_same_way(folder, plain):
     check_audio(plain)
     assert count_frames(plain) == 10
@@ -358,8 +391,6 @@ def test_sound_files_are_asked_in_the_same_way(folder, plain):
 
 
 def test_a_frame_rate_that_nobody_knows_is_refused(plain, monkeypatch):
-    from facelock import video_worker
-
     class Unknown:
         average_rate = guessed_rate = base_rate = None
 
