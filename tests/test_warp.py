@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from facelock.alignment import aligner_class, mesh, shape
 from facelock.alignment.dressing import Dressing, Face
-from facelock.alignment.warp import WarpAligner, fade
+from facelock.alignment.warp import WarpAligner, worth
 from facelock.closed_loop import Locker, changed
 from facelock.errors import ConfigError, InputError
 from facelock.faces.dense import DenseReader, load_reader
@@ -213,11 +213,17 @@ def test_light_and_skin_tone_are_the_frames():
 def test_a_doubtful_face_fades_out():
     own, whose = toy_crop(2), identity(toy_crop(1, 384))
     changes = []
-    for green in (0.0, 0.3, 0.6):
+    for green in (0.0, 0.85, 0.97):
         own[:, 1, 0, 0] = green
         changes.append(float((warped(own, whose) - own).abs().mean()))
     assert changes[0] > changes[1] > 0 == changes[2]
-    assert fade(0.95) == 1 and fade(0.5) == 0
+
+
+def test_a_mesh_beside_the_detectors_points_is_worth_nothing():
+    points, spec = FACE + 127.5, wide_crop(SIZE)
+    assert worth(points, 1.0, LAYOUT, spec) == 1
+    assert 0 < worth(points + 11, 1.0, LAYOUT, spec) < 1
+    assert worth(points + 40, 1.0, LAYOUT, spec) == 0 == worth(points, 0.01, LAYOUT, spec)
 
 
 def test_what_is_turned_away_is_not_trusted():

@@ -26,16 +26,19 @@ import torch
 from torch import Tensor
 
 from facelock.alignment import mesh
-from facelock.alignment.dressing import Dressing, Face, Source, head_pose
+from facelock.alignment.dressing import Dressing, Face, Source, five, head_pose
 from facelock.errors import ConfigError, InputError
 from facelock.faces.dense import MEDIAPIPE, DenseReader, load_reader
-from facelock.geometry import wide_crop
-from facelock.types import Identity
+from facelock.faces.layouts import Layout
+from facelock.geometry import REFERENCE384, wide_crop
+from facelock.types import CropSpec, Identity
 
 SIZES = (256, 384, 512)
 """Sides in pixels a crop can have; the face's height is about half of it."""
-DOUBTFUL, CERTAIN = 0.5, 0.9
+DOUBTFUL, CERTAIN = 0.05, 0.25
 """The reader's confidence up to which a face is left as it is, and from which all is done; between them it fades."""
+APART, TOGETHER = 0.35, 0.25
+"""The same for the distance, in units between the eyes, of the mesh from the five points by which the crop was cut."""
 REMEMBERED = 32
 """Identities whose meshes are kept at most."""
 
@@ -86,7 +89,7 @@ class WarpAligner:
             return result
         points, sure = self.reader.read(crops)
         for row in range(len(crops)):
-            trust = fade(float(sure[row]))
+            trust = worth(_doubles(points[row]), float(sure[row]), self.reader.layout, self.crop)
             if trust > 0:
                 face = Face(_picture(crops[row]), _doubles(points[row]), self.reader.layout, self.dressing)
                 dressed = face.dressed(sources[row], strength, trust)
@@ -114,7 +117,12 @@ class WarpAligner:
 
     def _read(self, name: str, crops: Tensor) -> list[Source]:
         points, sure = self.reader.read(crops)
-        usable = [k for k in range(len(crops)) if fade(float(sure[k])) > 0]
+        layout = self.reader.layout
+        usable = [
+            k
+            for k in range(len(crops))
+            if worth(_doubles(points[k]), float(sure[k]), layout, REFERENCE384) > 0
+        ]
         if not usable:
             raise InputError(
                 f"{name}: no landmarks could be read in the reference. Give a photo from the front, well lit."
@@ -130,9 +138,15 @@ class WarpAligner:
         return Source(picture, points, triangles, head_pose(points, layout), clear)
 
 
-def fade(confidence: float) -> float:
-    """What a reading is worth, in [0, 1]."""
-    return float(mesh.smoothstep(np.array((confidence - DOUBTFUL) / (CERTAIN - DOUBTFUL))))
+def worth(points: mesh.Doubles, confidence: float, layout: Layout, crop: CropSpec) -> float:
+    """What a reading (P, 2) is worth, in [0, 1]: by its own confidence, and as it agrees with the detector's points."""
+    template = np.array(crop.template)
+    unit = float(np.linalg.norm(template[1] - template[0]))
+    distance = float(np.linalg.norm(five(points, layout) - template, axis=1).mean()) / unit
+    faded = mesh.smoothstep(
+        np.array([(confidence - DOUBTFUL) / (CERTAIN - DOUBTFUL), (APART - distance) / (APART - TOGETHER)])
+    )
+    return float(faded.prod())
 
 
 def _picture(crop: Tensor) -> mesh.Floats:
