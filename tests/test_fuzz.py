@@ -25,7 +25,7 @@ from facelock.inventory import inventory
 from facelock.recipe import load_recipe, model_names
 from facelock.weights import locate, require_commercial
 
-CASES = int(os.environ.get("FACELOCK_FUZZ", "400"))
+CASES = int(os.environ.get("FACELOCK_FUZZ", "320"))
 LIMIT = 20
 """Seconds a case may take before it counts as hanging."""
 

@@ -343,16 +343,20 @@ def test_a_kill_between_two_steps_leaves_no_half_weight(tmp_path, monkeypatch):
 RUNNER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-from test_pull import WIRE, weight
+from facelock.catalog import Entry, Fetch
+from facelock.download import Wire
 from facelock.pull import pull_entry
-print(pull_entry(weight(Path(sys.argv[1]), sys.argv[2]), wire=WIRE))
+folder, url, size, sha256 = sys.argv[1:]
+fetch = Fetch.model_construct(kind="file", urls=(url,), bytes=0, sha256=None)
+path = Path(folder, "models", "one.onnx")
+entry = Entry("test/one", path, bytes=int(size), sha256=sha256, fetch=fetch, bundled=False)
+print(pull_entry(entry, wire=Wire(timeout=60, loopback=True)))
 """
 
 
 def test_eight_processes_fetch_once(tmp_path):
     with serve(CONTENT, pause=0.1) as site:
-        command = [sys.executable, "-c", RUNNER, str(tmp_path), site.url, str(HERE)]
+        command = [sys.executable, "-c", RUNNER, str(tmp_path), site.url, str(len(CONTENT)), sha(CONTENT)]
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
         running = [
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(8)
