@@ -319,6 +319,20 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     assert caught.value.exit_code == 3
 
 
+def test_a_lock_of_somebody_else_s(tmp_path, monkeypatch):
+    entry = weight(tmp_path, "https://example.org/a")
+    real = os.open
+
+    def forbidden(path, *rest):
+        if str(path).endswith(".lock"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *rest)
+
+    monkeypatch.setattr(os, "open", forbidden)
+    with pytest.raises(StorageError, match=r"\.one\.onnx\.lock: cannot be written.*Set FACELOCK_HOME"):
+        pull_entry(entry)
+
+
 def test_a_damaged_weight_is_replaced(tmp_path):
     with serve(CONTENT) as site:
         entry = weight(tmp_path, site.url)
