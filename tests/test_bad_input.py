@@ -105,7 +105,8 @@ def everything(folder: Path) -> set[Path]:
 @pytest.mark.parametrize("command", taking("clip"))
 def test_clips(command, shelf, complaint, tmp_path):
     before = everything(shelf["folder"])
-    for clip in shelf["clip"]:
+    every = 1 if command == taking("clip")[0] else 4  # they read through one door: the first command sees all
+    for clip in shelf["clip"][::every]:
         said = complaint(command, clip=clip, face=MARIA, recipe="miniature")
         assert Path(clip).name[:40] in said or clip in ("-", "--"), said
     assert everything(shelf["folder"]) == before and everything(tmp_path) == set()
