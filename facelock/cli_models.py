@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from facelock.catalog import Entry
     from facelock.inventory import Standing
     from facelock.protocols import Progress
-    from facelock.terminal import Display
 
 MIB = 2**20
 LINE_EVERY = 5.0
@@ -87,30 +86,36 @@ def pull_models(
     The folder is $FACELOCK_HOME/models, else ~/.cache/facelock/models. Interrupted, the same command goes on
     where it stopped.
     """
-    from facelock.pull import find, pull_entry
-    from facelock.terminal import running
+    from facelock.pull import find
+    from facelock.terminal import Signals, show_log
 
     entries = [find(name, commercial=commercial) for name in names]
-    with running(quiet, debug, RESUME_HINT) as display:
+    show_log(quiet, debug)
+    with Signals(RESUME_HINT):
         for entry in entries:
-            announce(entry, display)
-            with _bytes_shown(quiet) as tell:
-                path = pull_entry(entry, progress=tell)
+            _pull(entry, quiet)
             if not quiet:
-                typer.echo(f"{entry.name}: {path}")
+                typer.echo(f"{entry.name}: {entry.path}")
 
 
-def announce(entry: Entry, display: Display) -> None:
-    """Say what is about to be fetched and what its licence allows."""
-    from facelock.pull import first_damage
+def _pull(entry: Entry, quiet: bool) -> None:
+    """Fetch one weight unless it is here; say first how large it is and what its licence allows."""
+    from facelock.pull import first_damage, pull_entry
 
     if first_damage(entry) is None:
-        display.say(f"{entry.name}: is here already")
+        _say(f"{entry.name}: is here already", quiet)
         return
     size = (entry.fetch.bytes if entry.fetch else 0) or entry.bytes
-    display.say(f"{entry.name}: {entry.task}, {size / MIB:.1f} MiB, {entry.licence}")
+    _say(f"{entry.name}: {entry.task}, {size / MIB:.1f} MiB, {entry.licence}", quiet)
     if not entry.commercial:
-        display.say(f"{entry.name}: its licence does not allow commercial use")
+        _say(f"{entry.name}: its licence does not allow commercial use", quiet)
+    with _bytes_shown(quiet) as tell:
+        pull_entry(entry, progress=tell)
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        typer.echo(f"facelock: {text}", err=True)
 
 
 @contextmanager

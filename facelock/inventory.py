@@ -45,6 +45,7 @@ class Standing:
             "used_by": list(entry.used_by),
             "source": entry.source,
             "layout": entry.layout,
+            "published_threshold": entry.published_threshold,
             "path": str(entry.path),
             "sha256": entry.sha256 or dict(entry.files),
             "download": entry.fetch.bytes or entry.bytes if entry.fetch else None,

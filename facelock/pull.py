@@ -23,7 +23,7 @@ from typing import IO
 
 from facelock.catalog import Catalog, Entry, Fetch
 from facelock.download import MIB, PIECE, Wire, cache_error, download
-from facelock.errors import ConfigError, ModelError, OutputBusyError, StorageError
+from facelock.errors import ConfigError, InputError, ModelError, OutputBusyError, StorageError
 from facelock.files import lock_file, publish, sync_folder
 from facelock.protocols import Progress
 from facelock.weights import damaged, digest, is_here, missing, require_commercial, sha256_file
@@ -215,6 +215,8 @@ def _alone(entry: Entry, tell: Progress) -> Iterator[None]:
             try:
                 stack.enter_context(lock_file(lock))
                 break
+            except InputError as error:  # a shared cache folder in which somebody else made the lock
+                raise cache_error(PermissionError(13, "Permission denied"), lock) from error
             except OutputBusyError:
                 if not waited:
                     log.info("another process is fetching %s; waiting for it", entry.name)

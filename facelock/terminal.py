@@ -113,7 +113,7 @@ def running(quiet: bool, debug: bool, hint: str = "") -> Iterator[Display]:
 
     ``hint`` ends the message of an interrupted run.
     """
-    _show_log(quiet, debug)
+    show_log(quiet, debug)
     with Display(quiet) as display, Signals(hint) as signals:
         display.before_step = signals.check
         try:
@@ -124,7 +124,7 @@ def running(quiet: bool, debug: bool, hint: str = "") -> Iterator[Display]:
             raise
 
 
-def _show_log(quiet: bool, debug: bool) -> None:
+def show_log(quiet: bool, debug: bool) -> None:
     """Send the library's warnings to stderr as ``facelock: warning: ...``."""
     handler = logging.StreamHandler()
     handler.setFormatter(_LogLine())

@@ -113,7 +113,9 @@ def missing(entry: Entry) -> str:
 
 def damaged(entry: Entry, path: Path) -> str:
     """The sentence for a file that is not the one the catalog knows."""
-    again = f"Get it again with: facelock models pull {entry.name}" if entry.fetch else "Reinstall FaceLock"
+    again = "Reinstall FaceLock" if entry.bundled else "Replace it, or remove it"
+    if entry.fetch:
+        again = f"Get it again with: facelock models pull {entry.name}"
     return f"{path}: not the file the catalog knows (sha256 differs). {again}."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -83,11 +84,13 @@ def _handler(site: Site) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def serve(content: bytes = b"", **behaviour: object) -> Iterator[Site]:
+def serve(content: bytes = b"", tls: ssl.SSLContext | None = None, **behaviour: object) -> Iterator[Site]:
     """A running server; ``site.url`` ends in a slash."""
     site = Site(content, **behaviour)  # type: ignore[arg-type]
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(site))
     server.daemon_threads = True
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     site.url = f"http://127.0.0.1:{server.server_port}/"
     run: Callable[[], None] = lambda: server.serve_forever(0.02)  # noqa: E731
     thread = threading.Thread(target=run, daemon=True)

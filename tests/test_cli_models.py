@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,32 @@ fetch = pull.download
 pull.download = lambda urls, *a, wire=None, **k: fetch([sys.argv[3]], *a, wire=Wire(5, True), **k)
 cli.main(["models", "pull", "far/free"])
 """
+
+
+def test_a_bar_on_a_terminal(shop, site):
+    import pty
+
+    site.pause = 0.05
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", STOPPED, str(HERE), str(shop / "models"), site.url]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the other end is closed
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and out.decode().startswith("far/free: ")
+    for word in (b"far/free", "━".encode(), b"KiB", b"recognition, 0.3 MiB, MIT"):
+        assert word in shown
+
+
+@pytest.mark.parametrize("command", [[], ["list"], ["pull"], ["verify"]])
+def test_help(models, command):
+    code, out, err = models(*command, "--help")
+    assert code == 0 and f"Usage: facelock models {' '.join(command)}".rstrip() in out and err == ""
 
 
 def test_ctrl_c_keeps_what_came(shop, site):

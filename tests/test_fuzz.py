@@ -1,26 +1,31 @@
-"""Mutated catalogs and recipes: each is read, or refused with an error of our own; nothing crashes and nothing hangs.
+"""Mutated catalogs, recipes and answers of servers: read, or refused in a sentence; no crash, no hang.
 
 ``FACELOCK_FUZZ=20000 pytest tests/test_fuzz.py`` runs more of them; the seed of a case is in its failure.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
+import socket
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
 from facelock import catalog
 from facelock.assets import asset_dir
 from facelock.catalog import Catalog
+from facelock.download import Wire, download
 from facelock.errors import FaceLockError
 from facelock.inventory import inventory
 from facelock.recipe import load_recipe, model_names
 from facelock.weights import locate, require_commercial
 
-CASES = int(os.environ.get("FACELOCK_FUZZ", "400"))
+CASES = int(os.environ.get("FACELOCK_FUZZ", "320"))
 LIMIT = 20
 """Seconds a case may take before it counts as hanging."""
 
@@ -166,6 +171,41 @@ def test_models_that_are_no_models(name, tmp_path):
         require_commercial(model_names(load_recipe(path)).values())
 
     assert not survives(use, 0)
+
+
+def test_mutated_answers(tmp_path):
+    """What a broken server or proxy may say: a file arrives whole, or a sentence says why not."""
+    body = bytes(range(256)) * 8
+    head = (
+        b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 7-2047/2048\r\nContent-Length: 2041\r\n"
+        b'ETag: "one"\r\nLocation: http://127.0.0.2/\r\nConnection: close\r\n\r\n'
+    )
+    part, answer = tmp_path / "one.part", b""
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                connection.recv(4096)
+                connection.sendall(answer)
+
+    def fetch() -> None:
+        part.write_bytes(body[:7])
+        download([address], part, size=len(body), sha256=sha256, wire=Wire(timeout=5, loopback=True))
+        assert part.read_bytes() == body
+
+    sha256, passed = hashlib.sha256(body).hexdigest(), 0
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/one"
+        threading.Thread(target=serve, daemon=True).start()
+        for seed in range(CASES):
+            answer = mutated(head, seed) + body[7:]
+            passed += survives(fetch, seed)
+        server.shutdown(socket.SHUT_RDWR)
+    assert 0 < passed < CASES
 
 
 def test_the_same_seed_gives_the_same_case():

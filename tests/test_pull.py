@@ -6,9 +6,12 @@ import errno
 import hashlib
 import io
 import os
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -226,6 +229,47 @@ def test_the_address_that_was_checked_is_the_one_connected_to(monkeypatch):
         assert reached.pop() == ((public, 443), 3)
 
 
+def test_a_proxy_of_the_user_s_is_used(tmp_path, monkeypatch):
+    """It may be in a private network, as they mostly are; what it is asked for may not."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        heard = []
+
+        def answer() -> None:
+            for _ in range(downloads.TRIES):
+                connection, _ = proxy.accept()
+                with connection:
+                    heard.append(connection.recv(4096).split(b"\r\n")[0])
+                    connection.sendall(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        with pytest.raises(ModelError, match="Tunnel connection failed: 403"):
+            pull_entry(weight(tmp_path, "https://weights.example.org/a"))
+        with pytest.raises(ModelError, match="not a public address"):
+            pull_entry(weight(tmp_path, "https://10.0.0.1/a"))
+    asked = [line.rpartition(b" ")[0] for line in heard]
+    assert asked == [b"CONNECT weights.example.org:443"] * downloads.TRIES
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
+def test_a_server_that_cannot_prove_its_name_is_refused(tmp_path, monkeypatch):
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key -out cert -days 2 -subj /CN=here"
+    command += " -addext subjectAltName=DNS:weights.example.org"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    with serve(CONTENT, tls=context) as site:
+        there = site.url.removeprefix("http://").strip("/").split(":")
+        reached = socket.create_connection
+        monkeypatch.setattr(downloads, "connect_public", lambda *_: reached((there[0], int(there[1])), 5))
+        with pytest.raises(ModelError, match="certificate verify failed"):
+            pull_entry(weight(tmp_path, "https://weights.example.org/a"))
+        assert site.asked == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))  # one that this machine trusts
+        pull_entry(weight(tmp_path, "https://weights.example.org/a"))
+    assert [path for path, *_ in site.asked] == ["/a"]
+
+
 def test_a_full_disk_keeps_what_came(tmp_path, monkeypatch):
     with serve(CONTENT) as site:
         entry = weight(tmp_path, site.url)
@@ -275,6 +319,20 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     assert caught.value.exit_code == 3
 
 
+def test_a_lock_of_somebody_else_s(tmp_path, monkeypatch):
+    entry = weight(tmp_path, "https://example.org/a")
+    real = os.open
+
+    def forbidden(path, *rest):
+        if str(path).endswith(".lock"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *rest)
+
+    monkeypatch.setattr(os, "open", forbidden)
+    with pytest.raises(StorageError, match=r"\.one\.onnx\.lock: cannot be written.*Set FACELOCK_HOME"):
+        pull_entry(entry)
+
+
 def test_a_damaged_weight_is_replaced(tmp_path):
     with serve(CONTENT) as site:
         entry = weight(tmp_path, site.url)
@@ -299,16 +357,20 @@ def test_a_kill_between_two_steps_leaves_no_half_weight(tmp_path, monkeypatch):
 RUNNER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[3])
-from test_pull import WIRE, weight
+from facelock.catalog import Entry, Fetch
+from facelock.download import Wire
 from facelock.pull import pull_entry
-print(pull_entry(weight(Path(sys.argv[1]), sys.argv[2]), wire=WIRE))
+folder, url, size, sha256 = sys.argv[1:]
+fetch = Fetch.model_construct(kind="file", urls=(url,), bytes=0, sha256=None)
+path = Path(folder, "models", "one.onnx")
+entry = Entry("test/one", path, bytes=int(size), sha256=sha256, fetch=fetch, bundled=False)
+print(pull_entry(entry, wire=Wire(timeout=60, loopback=True)))
 """
 
 
 def test_eight_processes_fetch_once(tmp_path):
     with serve(CONTENT, pause=0.1) as site:
-        command = [sys.executable, "-c", RUNNER, str(tmp_path), site.url, str(HERE)]
+        command = [sys.executable, "-c", RUNNER, str(tmp_path), site.url, str(len(CONTENT)), sha(CONTENT)]
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
         running = [
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(8)

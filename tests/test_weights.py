@@ -182,6 +182,11 @@ def test_a_public_weight_says_how_to_get_it_until_it_is_here(public):
     with pytest.raises(ModelError, match=r"publisher no longer offers it\. Put it at .*other/gone\.onnx"):
         locate("other/gone")
     public.mkdir(parents=True)
+    (public / "gone.onnx").write_bytes(b"another")
+    with pytest.raises(
+        ModelError, match=r"gone\.onnx: not the file the catalog knows.*Replace it, or remove it"
+    ):
+        locate("other/gone")
     (public / "two.onnx").write_bytes(b"two")
     assert locate("other/two") == locate("other-two") == public / "two.onnx"
     (public / "two.onnx").write_bytes(b"2")
