@@ -369,10 +369,8 @@ def test_the_documentation_s_storyboard_fits_and_every_key_is_described():
     assert not source.mistakes and len(Storyboard.from_data(source.data).shots) == 2
     for model in (CastMember, Defaults, Shot, Storyboard):
         for name, field in model.model_fields.items():
-            assert (
-                f"`{field.alias or name}`" in text
-                or ("`cast.<name>`" in text
-                and name in ("cast", "shots", "defaults"))
+            assert f"`{field.alias or name}`" in text or (
+                "`cast.<name>`" in text and name in ("cast", "shots", "defaults")
             ), name
 
 
