@@ -76,8 +76,17 @@ def render(
         Path, typer.Option("-o", "--output", metavar="FILM", help="Folder of the film; made if need be.")
     ],
     engine: Annotated[
-        str, typer.Option("--engine", metavar="NAME", help="How shots are spread; so far only local.")
+        str, typer.Option("--engine", metavar="NAME", help="local, or ray: shots side by side.")
     ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", metavar="ADDRESS", help="Of a Ray cluster, or auto. Default: this machine."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", help="Of ray. Default: one per GPU or CPU core.")
+    ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -95,7 +104,15 @@ def render(
         display.say("loading")
         from facelock.storyboards.render import render as run
 
-        film = run(storyboard, output, on_event=_teller(display), engine=engine, device=device)
+        film = run(
+            storyboard,
+            output,
+            on_event=_teller(display),
+            engine=engine,
+            address=address,
+            workers=workers,
+            device=device,
+        )
     _tell(film, as_json=as_json, quiet=quiet)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -369,10 +370,8 @@ def test_the_documentation_s_storyboard_fits_and_every_key_is_described():
     assert not source.mistakes and len(Storyboard.from_data(source.data).shots) == 2
     for model in (CastMember, Defaults, Shot, Storyboard):
         for name, field in model.model_fields.items():
-            assert (
-                f"`{field.alias or name}`" in text
-                or ("`cast.<name>`" in text
-                and name in ("cast", "shots", "defaults"))
+            assert f"`{field.alias or name}`" in text or (
+                "`cast.<name>`" in text and name in ("cast", "shots", "defaults")
             ), name
 
 
@@ -382,3 +381,50 @@ def test_the_sample_is_sound():
     assert plan.warnings() == []
     for unit in plan.units:
         assert len(unit.characters) == 1 and not vocabulary_warnings(unit.recipe, unit.prompt)
+
+
+def mutated(rng, text):
+    """The text with a few bytes changed, dropped, doubled, or moved."""
+    data = bytearray(text.encode())
+    for _ in range(rng.randint(1, 6)):
+        at = rng.randrange(len(data))
+        kind = rng.randrange(4)
+        if kind == 0:
+            data[at] = rng.randrange(256)
+        elif kind == 1:
+            del data[at : at + rng.randint(1, 20)]
+        elif kind == 2:
+            data[at:at] = data[at : at + rng.randint(1, 40)]
+        else:
+            data[at:at] = rng.choice(
+                [b"{", b"}", b"*a", b"&a ", b"!!", b"'", b'"', b"\t", b"\x00", b": ", b"- ", b"\xff"]
+            )
+        if not data:
+            data = bytearray(b"x")
+    return bytes(data)
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json", "csv"])
+def test_damaged_storyboards_are_one_sentence_or_still_sound(folder, suffix):
+    """FACELOCK_FUZZ=2000 makes a longer run of it."""
+    board = Storyboard.load(write(folder, BOARD))
+    board.save(folder / f"whole.{suffix}")
+    text, rng = (folder / f"whole.{suffix}").read_text(), random.Random(6)
+    refused = 0
+    for _ in range(int(os.environ.get("FACELOCK_FUZZ", "60"))):
+        damaged = mutated(rng, text)
+        try:
+            Storyboard.load(write(folder, damaged, f"board.{suffix}"))
+        except InputError as error:
+            assert str(folder / f"board.{suffix}") in str(error), damaged
+            refused += 1
+    assert refused > 10
+
+
+@pytest.mark.parametrize("command_", ["check", "convert", "render", "status", "retry"])
+def test_every_command_explains_itself(capsys, command_):
+    code, out, err = command(capsys, "storyboard", command_, "--help")
+    assert code == 0 and out.startswith(f"Usage: facelock storyboard {command_}") and err == ""
+    for line in out.splitlines():
+        option = line.split()[:1]
+        assert not option or not option[0].startswith("--") or len(line.split()) > 2, f"undocumented: {line}"

@@ -15,6 +15,7 @@ import toys
 
 import facelock
 from facelock import cli
+from facelock.bench.film import Watch
 from facelock.errors import (
     FaceLockError,
     IdentityMissedError,
@@ -425,3 +426,18 @@ def test_a_film_killed_at_random_points_resumes_to_the_same_bytes(ram_path):
         assert kill["code"] == 0 and kill["digests"] == whole["digests"] and kill["left"] == [], where
         assert kill["made"] <= 12, where
     assert min(kill["made"] for kill in kills) < 6  # what was finished is not made again
+
+
+def test_the_benchmark_tells_start_up_from_work():
+    watch = Watch(4)
+    clock = 10.0
+    for shot, startup in enumerate((6.0, 0.3, 0.0, 0.0)):
+        watch.hear(events.ShotBegan(str(shot), shot + 1, 4, 0, 0, 9), clock)
+        watch.hear(events.StageDone(str(shot), "blueprint", 9, 9), clock + startup + 1)
+        watch.hear(events.StageDone(str(shot), "lock", 9, 9), clock + startup + 3)
+        clock += startup + 4
+        watch.hear(events.ShotEnded(str(shot), 0, 0, "accepted", 1.0, "", False), clock)
+    watch.began = 10.0
+    found = watch.results()
+    assert found["first_startup"] == pytest.approx(6) and found["second_startup"] == pytest.approx(0.3)
+    assert found["warm"] == pytest.approx(4) and found["ratio"] == pytest.approx(22.3 / 16)

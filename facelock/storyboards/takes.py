@@ -43,6 +43,7 @@ from facelock.storyboards.plan import Unit
 from facelock.types import ChunkRecords, Identity
 from facelock.weights import sha256_file
 
+Build = Callable[[Recipe, str], Pipeline]
 logger = logging.getLogger(__name__)
 
 
@@ -80,8 +81,17 @@ class Pace:
 class Worker:
     """Makes takes; keeps the models of one recipe, and the faces read with them, from shot to shot."""
 
-    def __init__(self, board: Storyboard, film: FilmFolder, on_event: OnEvent, device: str = "auto") -> None:
+    def __init__(
+        self,
+        board: Storyboard,
+        film: FilmFolder,
+        on_event: OnEvent,
+        device: str = "auto",
+        build: Build | None = None,
+    ) -> None:
+        """``build`` makes a pipeline of a recipe and a device; :meth:`Pipeline.from_recipe` by default."""
         self.board, self.film, self.device = board, film, device
+        self._build = build or Pipeline.from_recipe
         self._on_event = on_event
         self._unheard: Exception | None = None
         self._recipe: Recipe | None = None
@@ -100,7 +110,7 @@ class Worker:
         """The pipeline of ``recipe``; the one before is let go, since two may not fit."""
         if self._pipeline is None or self._recipe != recipe:
             self._pipeline, self._faces = None, {}
-            self._pipeline = Pipeline.from_recipe(recipe, self.device)
+            self._pipeline = self._build(recipe, self.device)
             self._recipe = recipe
         return self._pipeline
 
@@ -119,6 +129,15 @@ class Worker:
             "device": parts.device,
         }
         return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:20]
+
+    def base(self, unit: Unit) -> str | None:
+        """Key of the shot's take 0; None where its inputs cannot be read, which its first take will tell."""
+        try:
+            return self.key(unit, 0)
+        except FaceLockError as error:
+            if stops_everything(error):
+                raise
+            return None
 
     def make(self, unit: Unit, number: int, pace: Pace, shots: int) -> Take:
         """Make take ``number`` of a shot, or find it made; a failure that is its own is returned, not raised.
