@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,6 +104,7 @@ def lock(
     who: Literal["auto", "alike"] = "auto",
     replace: Any | Sequence[Any] | None = None,
     faces: Sequence[int | None] = (),
+    commercial: bool = False,
     progress: Progress | None = None,
 ) -> Footage:
     """Describe ``video`` with every face of a character made ``identity``; iterate it or save it.
@@ -115,7 +115,8 @@ def lock(
     Whose face becomes the character's: the person who resembles the reference; with ``who="auto"`` else the only one
     there is (as many as there are characters, left to right); or the one whom the picture ``replace`` shows (one per
     character). Other people's faces keep every pixel. ``restore=False`` leaves the restoration out, ``faces`` says
-    which face of a picture with several, ``target`` is the share in [0, 1] of frames that should match.
+    which face of a picture with several, ``target`` is the share in [0, 1] of frames that should match;
+    ``commercial`` refuses weights whose licence does not allow commercial use.
 
     Raises ``InputError`` for a video or picture that cannot be used, ``ConfigError``, ``ModelError``, ``DeviceError``.
     """
@@ -125,26 +126,14 @@ def lock(
     probe(Path(video))
     if who not in ("auto", "alike"):
         raise ConfigError(f"who is {who!r}. Give 'auto' or 'alike'.")
-    given = [_opened(each) for each in (identity if isinstance(identity, list | tuple) else [identity])]
-    made_by = next((each.perception for each in given if isinstance(each, Identity)), ("", ""))
+    identity = read_faces(identity)
+    packs, judge = _recognisers(packs, judge, identity)
     parts = open_parts(
-        recipe,
-        device,
-        aligner=aligner,
-        packs=packs or made_by[0] or None,
-        judge=judge or (made_by[1] if not packs else None) or None,
-        restore=restore,
+        recipe, device, aligner=aligner, packs=packs, judge=judge, restore=restore, commercial=commercial
     )
-    cast = parts.reader.identities(given, faces)
+    cast = parts.reader.identities(identity, faces)
     shown = parts.reader.identities(replace) if replace is not None else ()
     return Footage(parts, video, cast, replace=shown, swap=who == "auto", target=target, progress=progress)
-
-
-def _opened(reference: Any) -> Any:
-    """A ``.face`` file as the identity in it; anything else as it is."""
-    if isinstance(reference, str | Path) and Path(reference).suffix == ".face":
-        return import_module("facelock.identity_file").read_identity(reference)
-    return reference
 
 
 def load_identity(
@@ -256,15 +245,7 @@ def _watching(
     commercial: bool = False,
 ) -> Pipeline:
     """The recipe's pipeline, seeing with the packs that were named, or else with those of the identities."""
-    if packs is None:
-        given = identity if isinstance(identity, list | tuple) else [identity]
-        made = {each.perception for each in given if isinstance(each, Identity) and any(each.perception)}
-        if len(made) > 1:
-            raise InputError(
-                "The identities were made with different face packs. Build them with the same --faces and --judge."
-            )
-        packs, own = next(iter(made), (None, None))
-        judge = judge or own
+    packs, judge = _recognisers(packs, judge, identity)
     if (packs or MINIATURE, judge or MINIATURE) == (MINIATURE, MINIATURE):
         return Pipeline.from_recipe(recipe, device, commercial)
     from facelock.assembly import Assembly
@@ -272,6 +253,20 @@ def _watching(
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     seen = open_perception(packs or MINIATURE, judge, device=resolve_device(device), commercial=commercial)
     return Pipeline(chosen, Assembly(chosen, device, commercial, seen))
+
+
+def _recognisers(packs: str | None, judge: str | None, identity: Any) -> tuple[str | None, str | None]:
+    """Pack and judge as they were named, or else those that made the identities; None: the recipe's."""
+    if packs is not None:
+        return packs, judge
+    given = identity if isinstance(identity, list | tuple) else [identity]
+    made = {each.perception for each in given if isinstance(each, Identity) and any(each.perception)}
+    if len(made) > 1:
+        raise InputError(
+            "The identities were made with different face packs. Build them with the same --faces and --judge."
+        )
+    own, measured_by = next(iter(made), (None, None))
+    return own, judge or measured_by
 
 
 def _measure(

@@ -27,6 +27,9 @@ JudgeSpec = Annotated[
     str | None, typer.Option("--judge", metavar="SPEC", help="Recogniser that measures. Default: the pack's.")
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Commercial = Annotated[
+    bool, typer.Option("--commercial", help="Refuse weights whose licence does not allow commercial use.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no warnings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error, and log more.")]
@@ -74,6 +77,7 @@ def create(
         list[int] | None,
         typer.Option("--face-index", metavar="N", help="Which face of a photo with several; once per photo."),
     ] = None,
+    commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -92,7 +96,7 @@ def create(
         check_target(output, overwrite=overwrite)
         made = api.create_identity(
             photos, name=name, faces=faces, judge=judge, device=device, keep_crops=keep_crops, consent=record,
-            face=face_index or None, progress=display.step,
+            face=face_index or None, commercial=commercial, progress=display.step,
         )  # fmt: skip
         for remark in made.remarks:
             display.say(remark)
@@ -126,6 +130,7 @@ def embed(
     faces: FacesSpec = "miniature",
     judge: JudgeSpec = None,
     device: Device = "auto",
+    commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -136,7 +141,8 @@ def embed(
         from facelock.perception import open_perception
         from facelock.runtime import resolve_device
 
-        record = embed_file(file, open_perception(faces, judge, device=resolve_device(device)))
+        seen = open_perception(faces, judge, device=resolve_device(device), commercial=commercial)
+        record = embed_file(file, seen)
     known = ", ".join(record.identity.embeddings)
     _tell(file, record, f"embedded by {known}", as_json=as_json, quiet=quiet)
 

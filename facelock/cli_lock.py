@@ -9,7 +9,19 @@ from typing import Annotated
 import typer
 
 from facelock import cli
-from facelock.cli import AsJson, Debug, Device, FaceIndex, Faces, Quiet, RecipeName, Target
+from facelock.cli import (
+    AsJson,
+    Commercial,
+    Debug,
+    Device,
+    FaceIndex,
+    Faces,
+    FacesSpec,
+    JudgeSpec,
+    Quiet,
+    RecipeName,
+    Target,
+)
 from facelock.terminal import running
 
 EXAMPLES = """\
@@ -38,17 +50,8 @@ def lock(
             "--aligner", metavar="KIND", help="inswapper or warp. Default: what suits the recognisers."
         ),
     ] = None,
-    faces: Annotated[
-        str | None,
-        typer.Option(
-            "--faces",
-            metavar="SPEC",
-            help="Recognisers of the loop. Default: those of --face, or the recipe's.",
-        ),
-    ] = None,
-    judge: Annotated[
-        str | None, typer.Option("--judge", metavar="SPEC", help="The recogniser that measures.")
-    ] = None,
+    faces: FacesSpec = None,
+    judge: JudgeSpec = None,
     replace: Annotated[
         list[str] | None,
         typer.Option(
@@ -62,6 +65,7 @@ def lock(
         bool, typer.Option("--restart", help="Forget an unfinished run instead of resuming.")
     ] = False,
     face_index: FaceIndex = None,
+    commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -99,6 +103,7 @@ def lock(
             restore=not no_restore,
             replace=replace or None,
             faces=face_index or (),
+            commercial=commercial,
             progress=display.step,
         )
         report = footage.save(journal, restart=restart, target=target)

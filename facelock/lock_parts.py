@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,12 @@ from facelock.alignment import aligner_class
 from facelock.assembly import Assembly
 from facelock.closed_loop import Locker, RestoreLoop
 from facelock.errors import ConfigError
-from facelock.identity import identity_from_picture
-from facelock.ledger import Judge, ReadabilityLimits
+from facelock.ledger import Judge
 from facelock.perception import MINIATURE, Perception, open_perception
 from facelock.pipeline import Pipeline
 from facelock.protocols import FacePack
 from facelock.recipe import Recipe, load_recipe
-from facelock.types import Identity
+from facelock.runtime import resolve_device
 
 WARP = "warp"
 """The aligner for recognisers that no generative aligner was trained with."""
@@ -78,19 +77,21 @@ def open_parts(
     packs: str | None = None,
     judge: str | None = None,
     restore: bool = True,
+    commercial: bool = False,
 ) -> LockParts:
     """Load what locks a clip.
 
     Without ``packs`` and ``judge`` the recipe's own recognisers, aligner and restorer; with other ones (names as
     :func:`facelock.perception.open_perception` takes them) the aligner ``warp``. ``aligner`` names another kind.
-    Raises ``ConfigError`` where they do not fit together, ``ModelError``, ``DeviceError``.
+    ``commercial`` refuses weights whose licence does not allow commercial use. Raises ``ConfigError`` then and where
+    they do not fit together, ``ModelError``, ``DeviceError``.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    parts = Assembly(chosen, device)
     if packs in (None, MINIATURE) and judge in (None, MINIATURE):
+        parts = Assembly(chosen, device, commercial)
         return _of_recipe(chosen, parts, aligner or chosen.lock.kind, restore)
-    seen = open_perception(packs or MINIATURE, judge, device=parts.device)
-    return _of_packs(chosen, parts, seen, aligner or WARP)
+    seen = open_perception(packs or MINIATURE, judge, device=resolve_device(device), commercial=commercial)
+    return _of_packs(Assembly(chosen, device, commercial, seen), seen, aligner or WARP)
 
 
 def _of_recipe(recipe: Recipe, parts: Assembly, aligner: str, restore: bool) -> LockParts:
@@ -110,25 +111,24 @@ def _of_recipe(recipe: Recipe, parts: Assembly, aligner: str, restore: bool) -> 
     )
 
 
-def _of_packs(recipe: Recipe, parts: Assembly, seen: Perception, aligner: str) -> LockParts:
+def _of_packs(parts: Assembly, seen: Perception, aligner: str) -> LockParts:
+    recipe = parts.recipe
     if aligner == recipe.lock.kind:
         raise ConfigError(
             f"The recipe's aligner {aligner} was made for its own recogniser, not for {seen.names[0]}. "
             f"Give --aligner {WARP}, or leave --faces and --judge out."
         )
-    limits = ReadabilityLimits(recipe.judge.minimum_face, recipe.judge.maximum_yaw)
-    judge = _independent(Judge(seen.judge, limits), seen.faces)
     return LockParts(
         recipe=recipe,
-        pack=seen.faces,
-        locker=_locker(recipe, seen.faces, aligner, parts.device),
+        pack=parts.pack,
+        judge=_independent(parts.judge, parts.pack),
+        locker=_locker(recipe, parts.pack, aligner, parts.device),
         restorer=None,
-        judge=judge,
         aligner=aligner,
         perception=seen.names,
         weights={},
         device=parts.device,
-        reader=Pipeline(recipe, _Eyes(parts, seen.packs, judge)),
+        reader=Pipeline(recipe, parts),
     )
 
 
@@ -167,26 +167,3 @@ def _independent(judge: Judge, pack: FacePack) -> Judge:
             "Name another recogniser with --judge."
         )
     return judge
-
-
-class _Eyes:
-    """An assembly's stages, with other recognisers to read references."""
-
-    def __init__(self, parts: Assembly, packs: Sequence[FacePack], judge: Judge) -> None:
-        self._parts, self._packs, self.judge = parts, packs, judge
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._parts, name)
-
-    def identity(self, reference: Any, *, name: str | None = None, face: int | None = None) -> Identity:
-        """Read one reference and embed it with each of the packs."""
-        limits = self._parts.recipe.reference
-        return identity_from_picture(
-            reference,
-            self._packs,
-            name=name,
-            face=face,
-            minimum_face=limits.minimum_face,
-            minimum_sharpness=limits.minimum_sharpness,
-            maximum_yaw=limits.maximum_yaw,
-        )

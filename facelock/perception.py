@@ -41,7 +41,7 @@ from facelock.faces import (
     load_pack,
 )
 from facelock.protocols import Encoder, FacePack
-from facelock.weights import Catalog, digest, locate, require_commercial
+from facelock.weights import Catalog, digest, is_here, locate, require_commercial
 
 MINIATURE = "miniature"
 INSIGHTFACE = "insightface:"
@@ -176,8 +176,12 @@ def _insightface_folder(name: str) -> Path:
     for folder in reversed(places):
         if folder.is_dir():
             return folder
+    known = Catalog.load().find(f"insightface/{name}")
+    if known and is_here(known):
+        return locate(known.name)
+    fetch = f"'facelock models pull {known.name}' or " if known else ""
     raise ModelError(
-        f"The insightface pack {name!r} is neither a folder nor in {places[0]}. Fetch it with "
+        f"The insightface pack {name!r} is neither a folder nor in {places[0]}. Fetch it with {fetch}"
         f"'insightface-cli model.download {name}' (its weights are for non-commercial research), or give a folder."
     )
 
