@@ -121,9 +121,9 @@ def _of_packs(parts: Assembly, seen: Perception, aligner: str) -> LockParts:
     return LockParts(
         recipe=recipe,
         pack=parts.pack,
-        judge=_independent(parts.judge, parts.pack),
         locker=_locker(recipe, parts.pack, aligner, parts.device),
         restorer=None,
+        judge=_independent(parts.judge, parts.pack),
         aligner=aligner,
         perception=seen.names,
         weights={},
