@@ -82,10 +82,10 @@ def open_perception(
     """
     loop = _pack(faces, device, commercial)
     if judge is None:
-        own = _miniature_judge(device) if faces == MINIATURE else loop
+        own = _miniature_judge(device, commercial) if faces == MINIATURE else loop
         return Perception(loop, own, (faces, MINIATURE if faces == MINIATURE else faces))
     if judge == MINIATURE:
-        return Perception(loop, _miniature_judge(device), (faces, judge))
+        return Perception(loop, _miniature_judge(device, commercial), (faces, judge))
     if judge == faces:
         return Perception(loop, loop, (faces, judge))
     if judge.startswith((INSIGHTFACE, OPENCV)) or _pair(judge):
@@ -100,8 +100,8 @@ def _pack(name: str, device: torch.device | str, commercial: bool) -> Pack:
     if name == MINIATURE:
         return load_pack(
             "onnx_pack",
-            detector=locate("miniature/detector"),
-            encoder=locate("miniature/recogniser"),
+            detector=locate("miniature/detector", commercial=commercial),
+            encoder=locate("miniature/recogniser", commercial=commercial),
             name="miniature/recogniser",
             device=device,
         )
@@ -116,11 +116,11 @@ def _pack(name: str, device: torch.device | str, commercial: bool) -> Pack:
     return Pack(_detector(detector, device), _encoder(encoder, device), cut="library", look_again=True)
 
 
-def _miniature_judge(device: torch.device | str) -> Pack:
+def _miniature_judge(device: torch.device | str, commercial: bool) -> Pack:
     return load_pack(
         "crate",
-        detector=locate("miniature/detector"),
-        encoder=locate("miniature/judge"),
+        detector=locate("miniature/detector", commercial=commercial),
+        encoder=locate("miniature/judge", commercial=commercial),
         name="miniature/judge",
         device=device,
     )
