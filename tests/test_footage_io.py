@@ -374,7 +374,7 @@ def test_bad_videos_are_refused_in_one_sentence(folder, plain, kind):
 )
 @pytest.mark.parametrize("mode", ["probe", "frames", "sound"])
 def test_the_decoder_itself_opens_no_playlist(folder, plain, text, mode):
-    path, out = _written(folder / "list.mp4", text.format(plain).encode()), io.BytesIO()
+    path, out = _written(folder / "list.mp4", text.format(plain.name).encode()), io.BytesIO()
     video_worker.answer({"path": str(path), "mode": mode}, out)
     assert video_worker.HEADER.unpack_from(out.getvalue())[0] == video_worker.REFUSED
     for name in (f"concat:{plain}", "http://127.0.0.1:9/a.mp4", f"subfile,,start,0,end,0,,:{plain}"):

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from real import ASSETS, needs_assets
 from test_closed_loop import BLUE, ENCODER, GREEN, RED, SIDE, Aligner, Pack, locker, person
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -240,3 +241,57 @@ def test_locking_a_cast_is_a_function_of_each_frame_alone():
         alone, record = lock(frames[index : index + 1], wish, start=index, cast=cast)
         assert torch.equal(alone[0], whole[index])
         assert record == [each for each in records if each.frame == index]
+
+
+# ------------------------------------------------------------------ real people
+
+
+@pytest.fixture(scope="module")
+def looked_at():
+    """What a dozen frames of three real clips show: the same woman in two of them, a man in the third."""
+    from facelock.faces import load_pack
+    from facelock.footage_io import probe, read_stills
+
+    pack = load_pack(
+        "onnx_pack",
+        detector=ASSETS / "detectors" / "det_500m.onnx",
+        encoder=ASSETS / "recognisers" / "w600k_mbf_dequant_fp32.onnx",
+        name="w600k",
+        thresholds=Thresholds(0.2, 0.25, 0.3),
+        detection_size=320,
+    )
+    result = {}
+    for name in ("retalk_2", "retalk_3", "WDA_AlexandriaOcasioCortez_000"):
+        path = ASSETS / "videos" / f"{name}.mp4"
+        stills = read_stills(path, only=sampled(probe(path).frames, 12))
+        shown = [([still.index], still.pixels[None]) for still in stills if still.pixels is not None]
+        result[name] = look_around(shown, pack)
+    return pack.encoder, result
+
+
+def joined(*parts: Seen, together: bool = False) -> Seen:
+    """Clips one after the other, or side by side."""
+    starts = [sum(int(p.frame.max()) + 1 for p in parts[:n]) for n in range(len(parts))]
+    places = [
+        torch.arange(len(p.frame)) if together else p.frame + at for p, at in zip(parts, starts, strict=True)
+    ]
+    frame = torch.cat(places)
+    order = frame.argsort(stable=True)
+    box = torch.cat([p.box + 2000.0 * n * together for n, p in enumerate(parts)])
+    return Seen(frame[order], box[order], torch.cat([p.embedding for p in parts])[order])
+
+
+@needs_assets
+def test_real_people_are_told_apart_and_found_again(looked_at):
+    encoder, clips = looked_at
+    man, woman, again = clips.values()
+    for alone in clips.values():
+        assert [len(rows) for rows in cluster(alone, encoder)] == [12]
+    assert [len(rows) for rows in cluster(joined(woman, again), encoder)] == [24]  # another recording of her
+    for together in (False, True):
+        scene = joined(man, woman, together=together)
+        assert [len(rows) for rows in cluster(scene, encoder)] == [12, 12]
+        for mine, other in ((man, woman), (woman, man)):
+            cast = find_cast(scene, [Identity("x", {encoder.id: mine.embedding[5]})], encoder).cast
+            assert float((cast.own[0] @ mine.embedding.T).amax(1).min()) > 0.99
+            assert float((cast.others @ other.embedding.T).amax(1).min()) > 0.99
