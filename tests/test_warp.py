@@ -277,6 +277,8 @@ def test_references_without_pictures_or_faces_are_one_sentence():
     unreadable[:, 1, 0, 0] = 1
     with pytest.raises(InputError, match="maria: no landmarks could be read"):
         warped(own, identity(unreadable))
+    with pytest.raises(ValueError, match="1 crops need as many references"):
+        aligner().align(own, torch.zeros(1, 4), 1.0)
     with pytest.raises(ConfigError, match="no crop of 100"):
         WarpAligner(encoder="toy", size=100, reader=Reader())
 
