@@ -216,10 +216,9 @@ def load_reader(name: str | Path | None = None, *, views: int = VIEWS) -> DenseR
     try:
         path = locate(str(name))
     except ModelError as error:
-        raise ModelError(
-            f"No dense landmarks at {str(name)!r}, which warping a face needs. Fetch them with "
-            f"`facelock models pull mediapipe-face-landmarker`, or name the file in ${VARIABLE}."
-        ) from error
+        get = " Fetch them with `facelock models pull mediapipe-face-landmarker`."
+        hint = "" if "models pull" in str(error) else get
+        raise ModelError(f"Warping a face needs dense landmarks. {error}{hint}") from error
     return (
         InsightFaceReader(path, views=views) if path.suffix == ".onnx" else MediaPipeReader(path, views=views)
     )
