@@ -172,6 +172,14 @@ def test_absent_landmarks_say_how_to_get_them(tmp_path):
         load_reader(tmp_path / "nowhere.task")
 
 
+def test_the_environment_names_a_reader(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACELOCK_LANDMARKS", str(toy_106(tmp_path / "mine.onnx")))
+    assert isinstance(load_reader(), InsightFaceReader)
+    monkeypatch.setenv("FACELOCK_LANDMARKS", str(tmp_path / "gone.onnx"))
+    with pytest.raises(ModelError, match=r"gone\.onnx"):
+        load_reader()
+
+
 def test_106_points_equal_insightface(tmp_path):
     from insightface.model_zoo.landmark import Landmark
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from facelock.alignment import mesh
 from facelock.alignment.dressing import Dressing, Face, Source, five, head_pose
 from facelock.errors import ConfigError, InputError
-from facelock.faces.dense import MEDIAPIPE, DenseReader, load_reader
+from facelock.faces.dense import DenseReader, load_reader
 from facelock.faces.layouts import Layout
 from facelock.geometry import REFERENCE384, wide_crop
 from facelock.types import CropSpec, Identity
@@ -51,7 +51,7 @@ class WarpAligner:
 
     def __init__(
         self,
-        path: str | Path = MEDIAPIPE,
+        path: str | Path | None = None,
         *,
         encoder: str,
         batch: int = 16,
@@ -81,8 +81,10 @@ class WarpAligner:
         ``strength`` in [0, 2]: up to 1 the share of the reference's texture, and throughout how far the face's shape
         goes. ``references``, one per row, hold the photos; the embedding ``identity`` is not looked at. Crops whose
         landmarks are doubtful come back as they are. Raises ``InputError`` for a reference without pictures or
-        landmarks.
+        landmarks, ``ValueError`` without a reference for each row.
         """
+        if len(references) != len(crops):
+            raise ValueError(f"{len(crops)} crops need as many references, not {len(references)}")
         result = crops.clone()
         sources = [self.sources(whose) for whose in references]
         if strength <= 0 or not len(crops):

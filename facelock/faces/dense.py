@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ Floats = NDArray[np.float32]
 
 MEDIAPIPE = "mediapipe/face_landmarker"
 """The catalog's name of MediaPipe's reader."""
+VARIABLE = "FACELOCK_LANDMARKS"
+"""Environment variable that names another reader, or its file."""
 LARGEST_BUNDLE = 64 * 2**20
 """Bytes of a ``.task`` file that are read at most, and of the network inside of it."""
 MESH = "face_landmarks_detector.tflite"
@@ -203,18 +206,19 @@ class InsightFaceReader(_Views):
         return with_forehead(points)
 
 
-def load_reader(name: str | Path = MEDIAPIPE, *, views: int = VIEWS) -> DenseReader:
+def load_reader(name: str | Path | None = None, *, views: int = VIEWS) -> DenseReader:
     """Open the reader ``name``: a catalog name or a path, told apart by the file's ending.
 
-    Raises ``ModelError`` when it is not there, and says how to get it.
+    Without a name it is the one in ``$FACELOCK_LANDMARKS``, else MediaPipe's of the catalog. Raises ``ModelError`` when
+    it is not there, and says how to get it.
     """
+    name = name or os.environ.get(VARIABLE) or MEDIAPIPE
     try:
         path = locate(str(name))
     except ModelError as error:
-        raise ModelError(
-            f"No dense landmarks at {str(name)!r}, which warping a face needs. Fetch them with "
-            "`facelock models pull mediapipe-face-landmarker`, or give the path of face_landmarker.task."
-        ) from error
+        get = " Fetch them with `facelock models pull mediapipe-face-landmarker`."
+        hint = "" if "models pull" in str(error) else get
+        raise ModelError(f"Warping a face needs dense landmarks. {error}{hint}") from error
     return (
         InsightFaceReader(path, views=views) if path.suffix == ".onnx" else MediaPipeReader(path, views=views)
     )
