@@ -16,7 +16,7 @@ from test_storyboard_render import RECIPE, Judge
 import facelock
 from facelock.errors import StorageError
 from facelock.pipeline import Pipeline
-from facelock.report_model import Report
+from facelock.report_model import LedgerEntry, Report
 from facelock.storyboard import Storyboard
 from facelock.storyboards import likeness, splice, timeline
 from facelock.storyboards.edit import NAMES
@@ -255,6 +255,21 @@ def test_consecutive_doubtful_frames_make_one_stretch(plain):
         "maria wrong",
     )
     assert stretch.similarity == min(row.similarity for row in report.ledger[4:8])
+
+
+def test_a_gap_or_another_status_begins_another_stretch():
+    def row(frame, status, name="maria"):
+        return LedgerEntry(frame=frame, time=0.0, character=name, status=status, similarity=0.1)
+
+    rows = [
+        row(1, Status.WRONG),
+        row(1, Status.ABSENT, "tom"),
+        row(2, Status.WRONG),
+        row(2, Status.ABSENT, "tom"),
+    ]
+    rows += [row(3, Status.VERIFIED), row(4, Status.WRONG), row(5, Status.WEAK)]
+    found = [(each.name, each.start, each.length) for each in timeline.doubtful(rows)]
+    assert found == [("maria wrong", 1, 2), ("tom lost", 1, 2), ("maria wrong", 4, 1), ("maria weak", 5, 1)]
 
 
 def test_rates_that_editors_count_in():

@@ -441,3 +441,11 @@ def test_the_benchmark_tells_start_up_from_work():
     found = watch.results()
     assert found["first_startup"] == pytest.approx(6) and found["second_startup"] == pytest.approx(0.3)
     assert found["warm"] == pytest.approx(4) and found["ratio"] == pytest.approx(22.3 / 16)
+
+
+def test_a_take_that_is_still_being_published_is_not_made(parts):
+    film = facelock.render(board(SHOTS[:1]), "film")
+    folder, key = FilmFolder("film"), film.shots[0].take.key
+    assert folder.is_made(key)
+    folder.files(key).partial.mkdir()
+    assert not folder.is_made(key)
