@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from facelock.api import generate, load_identity, verify
+    from facelock.api import create_identity, generate, load_identity, lock, save_identity, verify
     from facelock.clip import Clip
     from facelock.errors import (
         ConfigError,
@@ -35,24 +35,36 @@ if TYPE_CHECKING:
         OutputBusyError,
         StorageError,
     )
+    from facelock.findings import Enrolment
+    from facelock.footage import Footage
     from facelock.pipeline import Pipeline
     from facelock.recipe import Recipe, load_recipe
     from facelock.report import Report
-    from facelock.types import Chunk, Identity
+    from facelock.storyboard import Storyboard
+    from facelock.storyboards.render import render
+    from facelock.types import Chunk, Consent, Identity
 
 __all__ = [
     # what people call
     "generate",
+    "lock",
     "verify",
+    "create_identity",
+    "render",
     "load_identity",
+    "save_identity",
     "load_recipe",
     # what they get
     "Clip",
+    "Footage",
     "Chunk",
+    "Consent",
+    "Enrolment",
     "Identity",
     "Pipeline",
     "Recipe",
     "Report",
+    "Storyboard",
     # what they catch
     "FaceLockError",
     "InputError",
@@ -70,15 +82,23 @@ __all__ = [
 
 _HOME = {
     "generate": "api",
+    "lock": "api",
     "verify": "api",
+    "create_identity": "api",
     "load_identity": "api",
+    "save_identity": "api",
     "load_recipe": "recipe",
     "Clip": "clip",
+    "Footage": "footage",
     "Chunk": "types",
+    "Consent": "types",
+    "Enrolment": "findings",
     "Identity": "types",
     "Pipeline": "pipeline",
     "Recipe": "recipe",
     "Report": "report",
+    "Storyboard": "storyboard",
+    "render": "storyboards.render",
 }
 
 

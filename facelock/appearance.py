@@ -122,15 +122,20 @@ def face_tile(frame: Tensor, box: Sequence[float] | None, side: int = THUMBNAIL_
         reach = THUMBNAIL_MARGIN * max(box[2] - box[0], box[3] - box[1], 4.0)
     reach = min(reach, 2 * max(height, width))
     corner = [round(middle - reach / 2) for middle in centre]
-    return _resized(_window(to_bytes(frame), corner, max(2, round(reach))), side)
+    return _resized(_window(frame, corner, max(2, round(reach))), side)
 
 
-def _window(picture: Bytes, corner: Sequence[int], reach: int) -> Bytes:
+def _window(frame: Tensor, corner: Sequence[int], reach: int) -> Bytes:
     """The square of ``reach`` pixels from ``corner`` (x, y), edge pixels repeated outside."""
-    height, width = picture.shape[:2]
-    rows = np.clip(np.arange(corner[1], corner[1] + reach), 0, height - 1)
-    columns = np.clip(np.arange(corner[0], corner[0] + reach), 0, width - 1)
-    return picture[rows[:, None], columns[None]]
+    spans, around = [], []
+    for start, limit in zip(corner, (frame.shape[-1], frame.shape[-2]), strict=True):
+        first = min(max(start, 0), limit - 1)
+        last = max(first + 1, min(start + reach, limit))
+        lead = min(max(first - start, 0), reach - (last - first))
+        spans.append(slice(first, last))
+        around.append((lead, reach - (last - first) - lead))
+    inside = to_bytes(frame[:, spans[1], spans[0]])
+    return np.pad(inside, (around[1], around[0], (0, 0)), mode="edge")
 
 
 def _resized(picture: Bytes, side: int) -> Bytes:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,15 @@ from facelock.blueprint import backbone_class
 from facelock.closed_loop import Locker, RestoreLoop
 from facelock.faces import load_pack
 from facelock.identity import identity_from_picture
+from facelock.identity_file import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
+from facelock.perception import Perception
 from facelock.protocols import Backbone, FacePack, Upscaler
 from facelock.recipe import AcceptRecipe, Recipe, model_names
 from facelock.restoration import restorer_class, upscaler_class
 from facelock.runtime import resolve_device
 from facelock.types import Identity, Thresholds
-from facelock.weights import digest, locate
+from facelock.weights import digest, locate, require_commercial
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +49,26 @@ def _digest(path: Path) -> str:
 class Assembly:
     """The stages of one recipe on one device: :class:`facelock.parts.Parts`."""
 
-    def __init__(self, recipe: Recipe, device: str = "auto") -> None:
-        """Find every model and check its digest. Raises ``DeviceError``, ``ModelError``."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: str = "auto",
+        commercial: bool = False,
+        perception: Perception | None = None,
+    ) -> None:
+        """Find every model and check its digest.
+
+        ``commercial`` refuses weights whose licence does not allow commercial use, or is not known. ``perception``
+        takes the place of the recipe's face packs. Raises ``ConfigError`` for a refused weight, ``DeviceError``,
+        ``ModelError``.
+        """
         self.recipe = recipe
         self._device = resolve_device(device)
-        self._paths = {role: locate(name) for role, name in model_names(recipe).items()}
+        self._perception = perception
+        names = model_names(recipe)
+        if commercial:
+            require_commercial(names.values())
+        self._paths = {role: locate(name) for role, name in names.items()}
 
     @property
     def device(self) -> str:
@@ -59,12 +77,19 @@ class Assembly:
 
     @cached_property
     def weights(self) -> Mapping[str, str]:
-        """Role of each model → sha256 of its file, or of all files of its folder."""
-        return {role: _digest(path) for role, path in self._paths.items()}
+        """Role of each model → sha256 of its file, or of all files of its folder; of encoders that were named in
+        place of the recipe's, their ids."""
+        weights = {role: _digest(path) for role, path in self._paths.items()}
+        if self._perception:
+            seen = {"faces.encoder": self.pack.encoder.id, "judge.encoder": self.judge.encoder}
+            weights = {r: d for r, d in weights.items() if not r.startswith(("faces.", "judge."))} | seen
+        return weights
 
     @cached_property
     def pack(self) -> FacePack:
         """Detector and recogniser of the loop."""
+        if self._perception:
+            return self._perception.faces
         settings = self.recipe.faces
         return self._pack("faces.encoder", settings.kind, settings.encoder, settings.thresholds)
 
@@ -77,6 +102,8 @@ class Assembly:
             maximum_yaw=settings.maximum_yaw,
             minimum_sharpness=settings.minimum_sharpness,
         )
+        if self._perception:
+            return Judge(self._perception.judge, limits)
         pack = self._pack("judge.encoder", settings.kind, settings.encoder, settings.thresholds)
         return Judge(pack, limits)
 
@@ -153,12 +180,15 @@ class Assembly:
         )
 
     def identity(self, reference: Any, *, name: str | None = None, face: int | None = None) -> Identity:
-        """Read one reference and embed it with the loop's recogniser and the judge's.
+        """Read one reference: a picture, embedded with the loop's recogniser and the judge's, or a ``.face`` file.
 
-        Raises ``InputError`` when the picture holds no face that can be used.
+        Raises ``InputError`` when the picture holds no face that can be used, or the file was made for others.
         """
+        if is_face_file(reference):
+            encoders = (self.pack.encoder.id, self.judge.encoder)
+            return stored_identity(reference, encoders, name=name, face=face)
         limits = self.recipe.reference
-        return identity_from_picture(
+        identity = identity_from_picture(
             reference,
             [self.pack, self.judge.pack],
             name=name,
@@ -167,3 +197,4 @@ class Assembly:
             minimum_sharpness=limits.minimum_sharpness,
             maximum_yaw=limits.maximum_yaw,
         )
+        return replace(identity, perception=self._perception.names) if self._perception else identity

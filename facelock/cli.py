@@ -1,4 +1,4 @@
-"""The command line: ``facelock generate``, ``verify`` and ``bench``. It has no logic of its own.
+"""The command line: ``facelock generate``, ``verify``, ``identity`` and ``bench``. It has no logic of its own.
 
 Everything heavy is imported when a command runs, so that ``facelock --help`` answers at once. Exit codes:
 0 done, 1 a bug of ours, 2 bad input, 3 the machine cannot, 4 identity target missed, 5 output busy,
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from facelock import __version__
+from facelock import __version__, cli_models
+from facelock.cli_identity import identity
 from facelock.errors import FaceLockError
 from facelock.terminal import running
 
@@ -35,10 +36,17 @@ bench = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode
 app.add_typer(
     bench, name="bench", help="Measure drift, decoupling, speed and the lock; held-out characters only."
 )
+app.add_typer(identity, name="identity", help="Make, show and revoke identities: .face files.")
+
+app.add_typer(cli_models.models, name="models", help="List, fetch and check weights, with their licences.")
 
 Faces = Annotated[
     list[str],
-    typer.Option("--face", metavar="PICTURE", help="Reference picture; once per character, left to right."),
+    typer.Option(
+        "--face",
+        metavar="PICTURE",
+        help="Reference picture or .face file; once per character, left to right.",
+    ),
 ]
 FaceIndex = Annotated[
     list[int] | None,
@@ -54,6 +62,23 @@ Target = Annotated[
         "--target",
         metavar="SHARE",
         help="Share of frames, 0 to 1, that must match the face; missed: exit code 4. Default: the recipe's.",
+    ),
+]
+Commercial = Annotated[
+    bool, typer.Option("--commercial", help="Refuse weights whose licence does not allow commercial use.")
+]
+FacesSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--faces",
+        metavar="SPEC",
+        help="Face pack: miniature, insightface:NAME, opencv:yunet+sface, or DETECTOR+RECOGNISER.",
+    ),
+]
+JudgeSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--judge", metavar="SPEC", help="The recogniser that measures: a pack, or a recogniser alone."
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no warnings.")]
@@ -75,7 +100,8 @@ VERIFY_EXAMPLES = """\
 Example:
 
 \b
-  facelock verify maria.mp4 --face samples/faces/maria.png"""
+  facelock verify maria.mp4 --face samples/faces/maria.png
+  facelock verify film.mp4 --face photo.jpg --faces opencv:yunet+sface"""
 
 BENCH_EXAMPLES = """\
 Example:
@@ -133,6 +159,7 @@ def generate(
         bool, typer.Option("--restart", help="Forget an unfinished run instead of resuming.")
     ] = False,
     face_index: FaceIndex = None,
+    commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -155,7 +182,7 @@ def generate(
         display.say("loading")
         from facelock.pipeline import Pipeline
 
-        clip = Pipeline.from_recipe(chosen, device).clip(
+        clip = Pipeline.from_recipe(chosen, device, commercial).clip(
             job, face, faces=face_index or (), progress=display.step
         )
         report = clip.save(journal, audio=audio, restart=restart, target=target)
@@ -178,7 +205,10 @@ def verify(
     recipe: RecipeName = "miniature",
     device: Device = "auto",
     target: Target = None,
+    faces: FacesSpec = None,
+    judge: JudgeSpec = None,
     face_index: FaceIndex = None,
+    commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -205,6 +235,9 @@ def verify(
             device=device,
             target=target,
             faces=face_index or (),
+            packs=faces,
+            judge=judge,
+            commercial=commercial,
             progress=display.step,
         )
         write_report(report, *paths)
@@ -216,8 +249,14 @@ BENCHMARKS = {
     "drift": "Chained backbone, plain swap and FaceLock side by side over long clips.",
     "decoupling": "Whether locked faces keep the blueprint's pose, expression, gaze and light.",
     "speed": "Seconds per stage and peak memory.",
+    "film": "What a storyboard of equal shots costs beyond its shots.",
     "lock": "The lock stage against a plain insightface loop with the same nets.",
+    "real": "Real photos and videos: separation, verify against the libraries' own loops, false alarms.",
+    "warp": "Real videos locked to other people's photos by the aligner warp; needs --assets.",
+    "paste": "Pasting faces back on 1080p frames against insightface's own paste.",
 }
+ON_ASSETS = frozenset({"real", "warp"})
+"""Benchmarks of real faces, which take ``--assets``."""
 
 
 def _add_benchmark(name: str, purpose: str) -> None:
@@ -233,6 +272,9 @@ def _add_benchmark(name: str, purpose: str) -> None:
         out: Annotated[
             Path | None, typer.Option("--out", metavar="DIR", help="Where tables and figures go.")
         ] = None,
+        assets: Annotated[
+            Path | None, typer.Option("--assets", metavar="DIR", help="Real photos, videos and weights.")
+        ] = None,
         device: Device = "auto",
         quiet: Quiet = False,
         as_json: AsJson = False,
@@ -242,6 +284,8 @@ def _add_benchmark(name: str, purpose: str) -> None:
 
         check_bench(seconds, identities)
         given = {"seconds": seconds, "identities": identities, "seed": seed, "out": out, "device": device}
+        if name in ON_ASSETS:
+            given["assets"] = assets
         options = {key: value for key, value in given.items() if value is not None}
         with running(quiet, debug) as display:
             results: Any = import_module(f"facelock.bench.{name}").run(**options, progress=display.step)
@@ -253,6 +297,10 @@ def _add_benchmark(name: str, purpose: str) -> None:
 
 for _name, _purpose in BENCHMARKS.items():
     _add_benchmark(_name, _purpose)
+
+
+import_module("facelock.cli_lock")  # adds `facelock lock`
+import_module("facelock.cli_storyboard")  # adds ``facelock storyboard``
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,23 +9,21 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from facelock import __version__
-from facelock.errors import EncoderError, IdentityMissedError, InputError
+from facelock.errors import IdentityMissedError
 from facelock.job import Job, Span, check_size, plan_chunks
 from facelock.journal import Journal, Resume, claim
+from facelock.making import BYTES_PER_FRAME, BYTES_PER_PIXEL, Making, fingerprint
 from facelock.protocols import Progress
 from facelock.report import Report, build_report, write_report
 from facelock.runtime import require_space
 from facelock.types import Chunk, Identity
-from facelock.video import SegmentWriter, check_audio, find_ffmpeg, join_segments
+from facelock.video import SegmentWriter, check_audio, join_segments
 from facelock.weights import sha256_file
 
 if TYPE_CHECKING:
@@ -33,21 +31,17 @@ if TYPE_CHECKING:
 
     from facelock.pipeline import Made, Pipeline
 
-logger = logging.getLogger(__name__)
-
 STAGES = ("blueprint", "lock", "restore", "judge", "encode")
 """What ``progress`` hears of for each chunk, in order; ``finish`` comes last."""
-BYTES_PER_PIXEL = 0.25
-"""Of H.264 at crf 16 on busy pictures: a generous estimate for the check of free space."""
-BYTES_PER_FRAME = 4096
-"""Records, thumbnails and the report."""
 
 
-class Clip:
+class Clip(Making):
     """What :func:`facelock.generate` returns: a clip that is made when it is iterated or saved.
 
     Both can be done any number of times; each makes the same frames again.
     """
+
+    stages = STAGES
 
     def __init__(
         self, pipeline: Pipeline, job: Job, identities: tuple[Identity, ...], progress: Progress | None = None
@@ -116,37 +110,8 @@ class Clip:
         self, journal: Journal, audio: str | Path | None, restart: bool, target: float | None
     ) -> Report:
         sound = _audio(audio)
-        resume = journal.begin(self._run_inputs(sound), restart=restart)
-        if not resume.ready:
-            find_ffmpeg()  # missing: said now, not after the first chunk
-            self._require_space(journal, resume)
-            self._make(journal, resume)
-            self._prepare(journal, sound, target)
-        self._tell("finish", self.frames)
-        journal.publish()
-        return _load_report(journal.files.report_json)
-
-    def _make(self, journal: Journal, resume: Resume) -> None:
-        """Chunk by chunk: segment, then context, then records, which commit it."""
-        done = self._done(resume)
-        if done:
-            logger.info("resuming after %d of %d frames", done, self.frames)
-            for stage in STAGES:
-                self._tell(stage, done)
-        for made in self.made(resume):
-            began = time.perf_counter()
-            self._encode(journal.segment(made.span.index), made.chunk.frames)
-            seconds = {**made.records.seconds, "encode": time.perf_counter() - began}
-            journal.commit(made.span.index, made.tail, replace(made.records, seconds=seconds))
-            self._tell("encode", made.span.end)
-
-    def _encode(self, path: Path, frames: Tensor) -> None:
-        """Write one segment; should ffmpeg die, once more, since the frames are at hand."""
-        try:
-            self._write(path, frames)
-        except EncoderError as error:
-            logger.warning("%s; trying once more", str(error).rstrip("."))
-            self._write(path, frames)
+        inputs = self._run_inputs(sound)
+        return self._run(journal, inputs, restart, lambda: self._prepare(journal, sound, target))
 
     def _write(self, path: Path, frames: Tensor) -> None:
         with SegmentWriter(path, self.size, self.fps, crf=self.pipeline.recipe.encode.crf) as writer:
@@ -182,7 +147,7 @@ class Clip:
         return {
             "facelock": __version__,
             "inputs": {**self.job.inputs(), "audio": sha256_file(audio) if audio else None},
-            "faces": [_fingerprint(identity) for identity in self.identities],
+            "faces": [fingerprint(identity) for identity in self.identities],
             "recipe": self.pipeline.recipe.settings(),
             "weights": dict(self.pipeline.parts.weights),
             "device": self.pipeline.parts.device,
@@ -219,10 +184,6 @@ class Clip:
         missing = 2 * self.frames - self._done(resume)
         require_space(journal.folder, int(1.2 * (missing * frame + contexts)))
 
-    def _tell(self, stage: str, done: int) -> None:
-        if self.progress:
-            self.progress(stage, done, self.frames)
-
 
 def require_target(report: Report, target: float) -> None:
     """Raise :class:`IdentityMissedError`, saying how many frames, when ``report`` misses ``target``."""
@@ -240,18 +201,3 @@ def _audio(audio: str | Path | None) -> Path | None:
         return None
     check_audio(Path(audio))
     return Path(audio)
-
-
-def _fingerprint(identity: Identity) -> dict[str, Any]:
-    """What tells two references apart: digest of the picture, and coarse numbers of the chosen face."""
-    coarse = {
-        key: [round(float(x), 2) + 0.0 for x in value[:8]] for key, value in identity.embeddings.items()
-    }
-    return {"name": identity.name, "sha256": identity.sha256, "embeddings": coarse}
-
-
-def _load_report(path: Path) -> Report:
-    try:
-        return Report.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read back ({error}). Begin anew with --restart.") from error

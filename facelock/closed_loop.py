@@ -9,6 +9,7 @@ What is measured is what the frame will show: a candidate is pasted back, cut ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,13 +18,25 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
-from facelock.errors import InputError
-from facelock.geometry import paste_crops, similarity_from_landmarks, soft_mask, warp_crops
+from facelock.geometry import paste_crops, paste_onto, similarity_from_landmarks, soft_mask, warp_crops
+from facelock.identity import embedding_of
 from facelock.protocols import Aligner, FacePack, FaceRestorer, Upscaler
 from facelock.types import AlignRecord, CropSpec, Faces, Identity
 
 EDGE = 0.22
 """Fading part of a crop's mask, from the middle to the border."""
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who is who in a clip: faces seen in it, fixed for all of its frames (:mod:`facelock.people` finds them)."""
+
+    own: tuple[Tensor, ...]
+    """Per character (E, D) unit rows: the person that is to have its face, as it looks here and there in the clip."""
+    others: Tensor
+    """(B, D) unit rows: everybody else. A face nearest to one of these is never touched."""
+    floor: float
+    """Similarity below which a face belongs to nobody known."""
 
 
 @dataclass
@@ -53,6 +66,8 @@ class Work:
     """(N,) whether the face is the only one in hand of its frame: its candidate's frame is then the result."""
     result: Tensor
     """(T, 3, H, W) the frames with the best of every face that is alone."""
+    spared: Faces | None = None
+    """Other people's faces, whose pixels stay whatever is pasted beside them; None: not asked for."""
 
     def records(
         self, identities: Sequence[Identity], target: float, start: int, *, consistency: bool
@@ -73,14 +88,6 @@ class Work:
         ]
 
 
-def _embedding(identity: Identity, encoder: str) -> Tensor:
-    if encoder not in identity.embeddings:
-        raise InputError(
-            f"{identity.name}: was not embedded by {encoder}, which this recipe uses. Read the picture again with it."
-        )
-    return identity.embeddings[encoder]
-
-
 def similarity(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of unit rows (N, D), summed in float64 so that the order of summation does not show."""
     return (
@@ -90,15 +97,21 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
     )
 
 
-def assign(faces: Faces, own: Tensor, references: Tensor, strangers: float) -> tuple[Tensor, Tensor]:
+def assign(
+    faces: Faces, own: Tensor, references: Tensor, strangers: float, cast: Cast | None = None
+) -> tuple[Tensor, Tensor]:
     """Which face is which character, frame by frame: indices of faces and of identities, both (N,).
 
     By similarity (optimal assignment). Where no face of a frame resembles anyone (best similarity below ``strangers``),
-    the largest faces are taken, left to right, in the order of the identities.
+    the largest faces are taken, left to right, in the order of the identities. With a ``cast`` a face is somebody's
+    only if it is nearer to a character's reference or exemplars than to anybody else's, and above the floor.
     """
     chosen: list[tuple[int, int]] = []
     for frame in sorted(set(faces.frame.tolist())):
         here = torch.nonzero(faces.frame == frame).flatten()
+        if cast is not None:
+            chosen += _of_cast(own[here], here.tolist(), references, cast)
+            continue
         scores = torch.stack([similarity(own[here], r.expand(len(here), -1)) for r in references], 1)
         chosen += _of_frame(faces.box[here], here.tolist(), scores, strangers)
     if not chosen:
@@ -119,20 +132,55 @@ def _of_frame(box: Tensor, here: list[int], scores: Tensor, strangers: float) ->
     return [(here[face], k) for face, k in sorted(pairs)]
 
 
+def _of_cast(own: Tensor, here: list[int], references: Tensor, cast: Cast) -> list[tuple[int, int]]:
+    known = [torch.cat([row[None], seen]) for row, seen in zip(references, cast.own, strict=True)]
+    scores = torch.stack([torch.stack([_nearest(face, rows) for rows in known]) for face in own])
+    others = torch.stack([_nearest(face, cast.others) for face in own])
+    allowed = (scores >= cast.floor) & (scores > others[:, None])
+    worth = torch.where(allowed, scores, -4.0)
+    rows, columns = linear_sum_assignment(-worth.numpy())
+    return [
+        (here[face], k) for face, k in zip(rows.tolist(), columns.tolist(), strict=True) if allowed[face, k]
+    ]
+
+
+def _nearest(face: Tensor, rows: Tensor) -> Tensor:
+    """The best cosine of one face (D,) to unit ``rows`` (E, D), float64; -2 where there are none."""
+    if not len(rows):
+        return torch.tensor(-2.0, dtype=torch.float64)
+    return (face.double() * rows.double()).sum(-1).amax()
+
+
+def _bystanders(faces: Faces, index: Tensor) -> Faces:
+    """Faces that nobody was given, but second finds of a face that somebody was."""
+    left = torch.ones(len(faces), dtype=torch.bool)
+    left[index] = False
+    for i in torch.nonzero(left).flatten().tolist():
+        same = index[faces.frame[index] == faces.frame[i]]
+        x, y = (faces.box[i, :2] + faces.box[i, 2:]) / 2
+        inside = [
+            bool((box[0] <= x) & (x <= box[2]) & (box[1] <= y) & (y <= box[3])) for box in faces.box[same]
+        ]
+        left[i] = not any(inside)
+    return faces.select(left)
+
+
 class ClosedLoop:
     """What lock and restore have in common: find, assign, cut, paste, embed."""
 
     def __init__(self, pack: FacePack, crop: CropSpec, ladder: Sequence[float], target: float) -> None:
         self.pack, self.crop, self.ladder, self.target = pack, crop, tuple(ladder), target
         self.mask = soft_mask(crop.size, EDGE)
+        self.only_changes = False
 
-    def take(self, frames: Tensor, identities: Sequence[Identity]) -> Work:
+    def take(self, frames: Tensor, identities: Sequence[Identity], cast: Cast | None = None) -> Work:
         """Detect, embed, assign to characters, cut out."""
         faces = self.pack.detect(frames)
         own = self.pack.embed(frames, faces)
         encoder = self.pack.encoder
-        references = torch.stack([_embedding(identity, encoder.id) for identity in identities])
-        index, who = assign(faces, own, references, encoder.thresholds.far_1e2)
+        references = torch.stack([embedding_of(identity, encoder.id) for identity in identities])
+        index, who = assign(faces, own, references, encoder.thresholds.far_1e2, cast)
+        spared = None if cast is None else _bystanders(faces, index)
         faces, own = faces.select(index), own[index]
         matrices = similarity_from_landmarks(faces.landmarks, self.crop)
         crops = warp_crops(frames, faces.frame, matrices, self.crop.size)
@@ -152,6 +200,7 @@ class ClosedLoop:
             torch.zeros(count),
             per_frame[faces.frame] == 1,
             frames.clone(),
+            spared=spared,
         )
 
     def paste(self, work: Work, crops: Tensor, index: Tensor) -> Tensor:
@@ -159,7 +208,13 @@ class ClosedLoop:
         if not len(index):
             return work.frames[:0]
         own = work.frames[work.faces.frame[index]]
-        return paste_crops(own, torch.arange(len(index)), work.matrices[index], crops, self.mask)
+        mask = self.share(work.crops[index], crops)
+        paste_onto(own, torch.arange(len(index)), work.matrices[index], crops, mask)
+        return own
+
+    def share(self, before: Tensor, after: Tensor) -> Tensor:
+        """The part of the crops (N, 3, S, S) that is pasted: (S, S), or (N, S, S) for what differs only."""
+        return self.mask * changed(before, after) if self.only_changes else self.mask
 
     def embed(self, work: Work, shown: Tensor, index: Tensor) -> Tensor:
         """Embeddings of the faces ``index`` in frames of their own, at the landmarks where they were found."""
@@ -173,8 +228,25 @@ class ClosedLoop:
         if not len(left):
             return work.result
         return paste_crops(
-            work.result, work.faces.frame[left], work.matrices[left], work.best[left], self.mask
+            work.result,
+            work.faces.frame[left],
+            work.matrices[left],
+            work.best[left],
+            self.share(work.crops[left], work.best[left]),
         )
+
+
+def spare(frames: Tensor, work: Work) -> Tensor:
+    """``frames`` with the pixels of other people's faces as they came, whatever was pasted beside them."""
+    if work.spared is None or not len(work.spared):
+        return frames
+    frames, (height, width) = frames.clone(), frames.shape[-2:]
+    for frame, box in zip(work.spared.frame.tolist(), work.spared.box, strict=True):
+        left, right = box[0::2].clamp(0, width).tolist()
+        top, bottom = box[1::2].clamp(0, height).tolist()
+        rows, columns = slice(int(top), math.ceil(bottom)), slice(int(left), math.ceil(right))
+        frames[frame, :, rows, columns] = work.frames[frame, :, rows, columns]
+    return frames
 
 
 class Locker(ClosedLoop):
@@ -184,16 +256,19 @@ class Locker(ClosedLoop):
         """``ladder`` holds the strengths to try, ``target`` the similarity that ends the climb."""
         super().__init__(pack, aligner.crop, ladder, target)
         self.aligner = aligner
+        self.only_changes = bool(getattr(aligner, "only_changes", False))
 
     def lock(
-        self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0
+        self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0, cast: Cast | None = None
     ) -> tuple[Tensor, list[AlignRecord]]:
         """Lock (T, 3, H, W) frames in [0, 1] to ``identities``; ``start`` is the clip's index of the first.
+
+        With a ``cast`` only faces of the people in it are touched, whoever else is seen.
 
         Returns the frames and a record per face that stands for a character. Frames without a face come back bit
         for bit, and so does every pixel outside of the faces' own squares.
         """
-        work = self.take(frames, identities)
+        work = self.take(frames, identities, cast)
         climbing = torch.arange(len(work.faces))
         for rung, strength in enumerate(self.ladder):
             if not len(climbing):
@@ -206,7 +281,14 @@ class Locker(ClosedLoop):
             better = score > work.score[climbing]
             keep(work, climbing[better], crops[better], shown[better], score[better], rung)
             climbing = climbing[work.score[climbing] < self.target]
-        return self.finish(work), work.records(identities, self.target, start, consistency=False)
+        return spare(self.finish(work), work), work.records(identities, self.target, start, consistency=False)
+
+
+def changed(before: Tensor, after: Tensor) -> Tensor:
+    """(N, S, S) in [0, 1]: 1 where two crops (N, 3, S, S) differ, fading to 0 within four pixels of it."""
+    differs = (before != after).any(1, keepdim=True).float()
+    near = functional.max_pool2d(differs, 5, 1, 2)
+    return functional.avg_pool2d(near, 5, 1, 2)[:, 0]
 
 
 def toward(own: Tensor, reference: Tensor, strength: float) -> Tensor:
@@ -250,10 +332,10 @@ class RestoreLoop(ClosedLoop):
         self.upscaler, self.restorer, self.consistency = upscaler, restorer, consistency
 
     def restore(
-        self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0
+        self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0, cast: Cast | None = None
     ) -> tuple[Tensor, list[AlignRecord]]:
         """(T, 3, H, W) → (T, 3, H·scale, W·scale) in [0, 1], and a record per face."""
-        work = self.take(self.upscaler.upscale(frames), identities)
+        work = self.take(self.upscaler.upscale(frames), identities, cast)
         trying = torch.arange(len(work.faces))
         restored = (
             self.restorer.restore(work.crops, work.reference) if self.restorer and len(trying) else work.crops
@@ -270,7 +352,7 @@ class RestoreLoop(ClosedLoop):
             keep(work, trying[better], crops[better], shown[better], score[better], rung)
             work.consistency[trying[better]] = distance[better]
             trying = trying[~(better & (score >= self.target))]
-        return self.finish(work), work.records(identities, self.target, start, consistency=True)
+        return spare(self.finish(work), work), work.records(identities, self.target, start, consistency=True)
 
     def _distance(self, work: Work, shown: Tensor, frames: Tensor, index: Tensor) -> Tensor:
         """(n,) RMS in [0, 1] between each candidate's frame, scaled down, and the locked frame, under the mask."""

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facelock.bootstrap import Array, Estimate, Figure, linear_estimate, missing, over_clips
 from facelock.errors import FaceLockError
-from facelock.types import Status, Thresholds
+from facelock.types import Status, Thresholds, Unreadable
 
 EDGE_SHARE = 0.15
 """Share of the readable frames at either end that drift compares (FramePack's start-end contrast)."""
@@ -39,6 +39,8 @@ COPY_PASTE = 1.05
 """Fraction of the ceiling above which a face is pasted rather than alike."""
 
 Flags = NDArray[np.bool_]
+Reason = Literal["wrong", "absent", "cropped", "small", "turned", "blurred", "unreadable"]
+"""Why a character is not seen as itself; ``unreadable`` where the ledger does not say more."""
 _READABLE = frozenset({Status.VERIFIED, Status.WEAK, Status.WRONG})
 _SCALARS = ("yaw", "pitch", "roll", "face_height", "sharpness", "mouth", "eyes", "residual")
 
@@ -53,6 +55,8 @@ class Measured(Protocol):
     @property
     def similarity(self) -> float | None: ...
     @property
+    def unreadable(self) -> Unreadable | None: ...
+    @property
     def landmarks(self) -> tuple[tuple[float, float], ...] | None: ...
 
 
@@ -65,6 +69,8 @@ class Series:
     readable: Flags
     wrong: Flags
     status: tuple[Status, ...]
+    reason: tuple[Reason | None, ...]
+    """Why the character is not seen as itself in a frame; None where it is."""
     yaw: Array
     pitch: Array
     roll: Array
@@ -93,9 +99,15 @@ class Series:
             readable=readable,
             wrong=np.array([row.status is Status.WRONG for row in ordered], dtype=bool),
             status=tuple(row.status for row in ordered),
+            reason=tuple(_reason(row) for row in ordered),
             landmarks=_landmarks(ordered),
             **{name: _column([getattr(row, name) for row in ordered]) for name in _SCALARS},
         )
+
+
+def _reason(row: Measured) -> Reason | None:
+    why = row.unreadable or Status.UNREADABLE if row.status is Status.UNREADABLE else row.status
+    return next((reason for reason in get_args(Reason) if reason == why), None)
 
 
 def _one_row_per_frame(rows: Iterable[Measured], frames: int, start: int) -> list[Measured]:
@@ -139,6 +151,14 @@ class Span(Figure):
     """Seconds from the clip's beginning."""
     end: float
     """Seconds; the first moment after it."""
+
+
+class LostSpan(Span):
+    """A stretch in which the character is not seen as itself, for one reason."""
+
+    reason: Reason
+    """wrong: somebody else is seen; absent: no face; cropped, small, turned, blurred: a face that cannot be
+    judged, which is no drift; unreadable: the same without a known reason."""
 
 
 class Ceiling(Figure):
@@ -190,6 +210,8 @@ class ClipFigures(Figure):
     ceiling: Ceiling
     wrong_spans: tuple[Span, ...] = ()
     """Spans of at least 0.5 s in which somebody else is seen."""
+    spans: tuple[LostSpan, ...] = ()
+    """Spans of at least 0.5 s in which the character is not seen as itself, each with its reason."""
     reason: str | None = None
     """Why figures are null."""
 
@@ -308,6 +330,24 @@ def spans(flags: Flags, readable: Flags, *, fps: float) -> tuple[Span, ...]:
     return tuple(Span(start=float(begin / fps), end=float(end / fps)) for begin, end in pairs)
 
 
+def lost_spans(series: Series, *, fps: float) -> tuple[LostSpan, ...]:
+    """Where a character is wrong, absent or cannot be judged, told apart, by time.
+
+    ``wrong`` is counted among readable frames, as in :func:`spans`; the others among all frames.
+    """
+    everywhere = np.ones(len(series), dtype=bool)
+    found = [
+        LostSpan(start=span.start, end=span.end, reason=why)
+        for why in get_args(Reason)
+        for span in spans(
+            np.array([reason == why for reason in series.reason], dtype=bool),
+            series.readable if why == "wrong" else everywhere,
+            fps=fps,
+        )
+    ]
+    return tuple(sorted(found, key=lambda span: (span.start, span.end)))
+
+
 def ceiling_figure(mean: float | None, ceiling: float | None) -> Ceiling:
     """Relate a mean similarity to the ceiling; above 1.05 the copy-paste alarm is raised."""
     if mean is None or ceiling is None or ceiling <= 0:
@@ -348,6 +388,7 @@ def clip_figures(
         corrected_slope=corrected_slope(similarity, covariates(series), fps=fps, seed=seed),
         ceiling=ceiling_figure(mean.value, ceiling),
         wrong_spans=spans(series.wrong, series.readable, fps=fps),
+        spans=lost_spans(series, fps=fps),
         reason=None if readable else "no readable face in the clip",
     )
 

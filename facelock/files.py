@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +27,27 @@ def storage_error(error: OSError, path: Path) -> Exception:
     if error.errno in _FORBIDDEN:
         return InputError(f"{path}: cannot be written ({reason}). Choose another place with -o.")
     return StorageError(f"{path}: writing failed ({reason}). Check the disk and give the same command again.")
+
+
+def open_input(path: Path, wanted: str) -> io.BufferedReader:
+    """Open a regular, non-empty file that somebody gave; never waits for a pipe.
+
+    Raises ``InputError`` which ends in what was ``wanted``, ``"a picture"`` say.
+    """
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise InputError(f"{path}: is a folder. Give {wanted} in it.")
+        if not stat.S_ISREG(kind):
+            raise InputError(f"{path}: is not a regular file. Give {wanted}.")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: is empty. Give {wanted}.")
+        return path.open("rb")
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file. Check the name.") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path}: cannot be read ({reason}). Check its name and permissions.") from error
 
 
 @contextmanager
@@ -57,14 +80,20 @@ def publish(temporary: Path, path: Path) -> None:
         sync_folder(path.parent)
 
 
-def atomic_write(path: str | Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` holds either all of it or what it held before. Raises ``StorageError``."""
+def atomic_write(path: str | Path, data: bytes, *, private: bool = False) -> None:
+    """Write ``data`` so that ``path`` holds either all of it or what it held before. Raises ``StorageError``.
+
+    Nobody but its owner can read a ``private`` file.
+    """
     path = Path(path)
     temporary = path.with_name(path.name + ".part")
     try:
         with storage(path):
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            mode = 0o600 if private else 0o644
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
             try:
+                if private:
+                    os.fchmod(handle, mode)  # a file that was left over keeps its mode otherwise
                 view = memoryview(data)
                 while view:
                     view = view[os.write(handle, view) :]

@@ -40,6 +40,14 @@ REFERENCE384 = CropSpec(
 )
 """A reference as an identity keeps it: the whole head at the resolution of a close-up."""
 
+
+def wide_crop(size: int) -> CropSpec:
+    """What :data:`REFERENCE384` shows, at ``size`` pixels: the crop of aligners that warp."""
+    scale = size / REFERENCE384.size
+    points = tuple(((x + 0.5) * scale - 0.5, (y + 0.5) * scale - 0.5) for x, y in REFERENCE384.template)
+    return CropSpec(f"wide{size}", size, points)
+
+
 HEAD = ((-0.5, 0.0, 0.0), (0.5, 0.0, 0.0), (0.0, 0.57, 0.5), (-0.414, 1.155, 0.08), (0.414, 1.155, 0.08))
 """The landmarks of an average head in units of the eyes' distance: x right, y down, z towards the camera."""
 
@@ -107,6 +115,12 @@ def paste_crops(frames: Tensor, frame_index: Tensor, matrices: Tensor, crops: Te
     their bits. Where faces of one frame overlap, the later one lies on top.
     """
     result = frames.clone()
+    paste_onto(result, frame_index, matrices, crops, mask)
+    return result
+
+
+def paste_onto(frames: Tensor, frame_index: Tensor, matrices: Tensor, crops: Tensor, mask: Tensor) -> None:
+    """:func:`paste_crops` into ``frames`` themselves: no copy, so its cost is that of the faces alone."""
     share = mask.to(crops).expand(len(crops), *crops.shape[-2:])[:, None]
     layers = torch.cat([crops * share, share], 1)
     for place, (index, affine) in enumerate(zip(frame_index.tolist(), _affines(matrices), strict=True)):
@@ -114,10 +128,9 @@ def paste_crops(frames: Tensor, frame_index: Tensor, matrices: Tensor, crops: Te
         left, top, width, height = window
         if width <= 0 or height <= 0:
             continue
-        seen = _sample(layers[place], affine, window, "zeros").to(result)
-        target = result[index, :, top : top + height, left : left + width]
+        seen = _sample(layers[place], affine, window, "zeros").to(frames)
+        target = frames[index, :, top : top + height, left : left + width]
         target.mul_(1 - seen[3:]).add_(seen[:3]).clamp_(0, 1)
-    return result
 
 
 def _affines(matrices: Tensor) -> list[Affine]:

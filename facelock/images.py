@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import stat
 import warnings
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from facelock.errors import InputError
+from facelock.files import open_input
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 """What is opened: Pillow's other readers start programs (EPS) or have had more holes than users."""
@@ -64,7 +64,7 @@ def read_picture(path: str | Path) -> Picture:
     side under 64 pixels, more than 64 million pixels, or sides of more than 1:20.
     """
     path = Path(path)
-    with closing(_open(path)) as file:
+    with closing(open_input(path, "a picture")) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         file.seek(0)
         notes: list[str] = []
@@ -81,30 +81,17 @@ def read_picture(path: str | Path) -> Picture:
             raise InputError(
                 f"{path}: {_what_it_is(file)}. Give a JPEG, PNG, WebP, AVIF or TIFF picture."
             ) from None
-        except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        except InputError:
+            raise
+        except (
+            Exception
+        ) as error:  # Pillow's readers raise nearly everything on damaged files: KeyError, TypeError
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             raise InputError(
                 f"{path}: is damaged or cut short ({reason}). Give another copy of it."
             ) from error
     frames = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()[None].float() / 255
     return Picture(frames, tuple(notes), sha256, factor)
-
-
-def _open(path: Path) -> io.BufferedReader:
-    try:
-        kind = path.stat().st_mode
-        if stat.S_ISDIR(kind):
-            raise InputError(f"{path}: is a folder. Give a picture in it.")
-        if not stat.S_ISREG(kind):
-            raise InputError(f"{path}: is not a regular file. Give a picture's file.")
-        if path.stat().st_size == 0:
-            raise InputError(f"{path}: is empty. Give a picture.")
-        return path.open("rb")
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file. Check the name.") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"{path}: cannot be read ({reason}). Check its name and permissions.") from error
 
 
 def _pixels(path: Path, file: io.BufferedReader, notes: list[str]) -> tuple[np.ndarray, int]:

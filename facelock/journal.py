@@ -4,6 +4,7 @@
 
     clip.mp4.partial/
       run.json             inputs, recipe and weights of the run: what a resume must match
+      survey.json            of a clip to be locked: its frames' times and who is who in it
       00000.mkv            chunk 0: its frames, encoded
       00000.safetensors    the exact float32 tail from which chunk 1 continues
       00000.json           its records, with the digests of the two above: chunk 0 is committed
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from facelock.errors import InputError, StorageError
 from facelock.files import atomic_write, storage, sync_folder
 from facelock.output import ClipFiles, checked, locked, refuse_existing
-from facelock.types import AlignRecord, ChunkRecords, LedgerRow, Status
+from facelock.types import AlignRecord, ChunkRecords, LedgerRow, Status, Unreadable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +40,7 @@ SCHEMA = "facelock.run.v1"
 RESULTS = ("joined.mp4", "report.json", "report.html")
 """What is prepared in the folder; published in this order beside it."""
 _OURS = re.compile(
-    r"^\.?(\d{5,}\.(mkv|safetensors|json)|(run|publish|report)\.json|report\.html|joined\.mp4)"
+    r"^\.?(\d{5,}\.(mkv|safetensors|json)|(run|survey|publish|report)\.json|report\.html|joined\.mp4)"
 )
 _KEPT_CONTEXTS = 2
 """Contexts kept behind the newest chunk; should a segment turn out damaged, fewer chunks are redone."""
@@ -57,6 +58,11 @@ class Tail:
     """(1, 3, h, w) the same frame as the blueprint wrote it."""
     anchor: Tensor
     """(C, 3, h, w) the first chunk's locked tail: the scene's fixed reference."""
+
+    @classmethod
+    def of_footage(cls, final: Tensor, raw: Tensor) -> Tail:
+        """The end of a clip that no backbone continues: the last frame (1, 3, H, W), final and as it came."""
+        return cls(final[:0], final, raw, final[:0])
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,21 @@ class Journal:
             )
         return Resume(ready=True) if self._marker.exists() else self._resume()
 
+    def forget(self) -> None:
+        """Drop the run that is recorded, with all that it made: nothing can come of it."""
+        self._wipe()
+
+    def survey(self) -> dict[str, Any] | None:
+        """What :meth:`keep_survey` has kept of this run; None where there is nothing."""
+        try:
+            return dict(json.loads(self._survey.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None  # never written, or damaged from outside: the clip is looked at again
+
+    def keep_survey(self, seen: Mapping[str, Any]) -> None:
+        """Keep what one look at the source has found (plain JSON values)."""
+        atomic_write(self._survey, _dumps(seen))
+
     def segment(self, index: int) -> Path:
         """Where chunk ``index`` is encoded to."""
         return self.folder / f"{index:05d}.mkv"
@@ -176,6 +197,10 @@ class Journal:
         return self.folder / "run.json"
 
     @property
+    def _survey(self) -> Path:
+        return self.folder / "survey.json"
+
+    @property
     def _marker(self) -> Path:
         return self.folder / "publish.json"
 
@@ -201,7 +226,7 @@ class Journal:
         else:
             chunks, tail = 0, None
         keep = {path.name for index in range(chunks) for path in self._chunk_files(index)}
-        self._wipe(keep=keep | {self._run.name})
+        self._wipe(keep=keep | {self._run.name, self._survey.name})
         return Resume(chunks, tail)
 
     def _chunk_files(self, index: int) -> tuple[Path, Path, Path]:
@@ -287,7 +312,9 @@ def _by_frame(stored: Mapping[str, str]) -> dict[int, str]:
 
 def _row(stored: Mapping[str, Any]) -> LedgerRow:
     values = {field.name: stored[field.name] for field in fields(LedgerRow) if field.name in stored}
-    row = LedgerRow(**{**values, "status": Status(stored["status"])})
+    why = stored.get("unreadable")
+    values |= {"status": Status(stored["status"]), "unreadable": Unreadable(why) if why else None}
+    row = LedgerRow(**values)
     box, landmarks = stored.get("box"), stored.get("landmarks")
     return replace(
         row,

@@ -13,6 +13,7 @@ stranger cannot hide behind a blurred face in the background.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,8 +25,9 @@ from torch import Tensor
 from facelock.appearance import face_tile, jpeg, mouth_and_eyes, residual, sharpness
 from facelock.errors import FaceLockError
 from facelock.geometry import estimate_pose, similarity_from_landmarks, warp_crops
-from facelock.protocols import FacePack
-from facelock.types import Faces, Identity, LedgerRow, Status, Thresholds
+from facelock.identity import embedding_of
+from facelock.protocols import Cropper, FacePack
+from facelock.types import Faces, Identity, LedgerRow, Status, Thresholds, Unreadable
 
 NOBODY = -1
 """In an assignment: no face is left for this character."""
@@ -61,7 +63,13 @@ class Sight:
     sharpness: Tensor
     mouth: Tensor
     eyes: Tensor
-    readable: NDArray[np.bool_]
+    reasons: tuple[Unreadable | None, ...]
+    """Why a face cannot be judged, or None."""
+
+    @property
+    def readable(self) -> NDArray[np.bool_]:
+        """(N,) whether it can."""
+        return np.array([reason is None for reason in self.reasons], dtype=bool)
 
 
 def measure(
@@ -77,33 +85,65 @@ def measure(
 
     ``start`` is the clip's index of the first frame. ``before`` (3, H, W) is the frame just before it,
     where there is one: with it the first row gets its residual too, so that flicker at the seam of two
-    chunks is seen. Raises FaceLockError when an identity lacks the embedding of ``pack.encoder``.
+    chunks is seen. Raises InputError when an identity lacks the embedding of ``pack.encoder``.
     """
-    whole = frames if before is None else torch.cat([before[None].to(frames), frames])
-    lead = len(whole) - len(frames)
     references = _references(identities, pack.encoder.id)
-    faces = pack.detect(whole)
-    sight = _look(whole, faces, pack, limits or ReadabilityLimits())
-    similarity = _similarities(pack.embed(whole, faces), references)
-    chosen = _assign_frames(similarity, sight, len(whole))
+    limits = limits or ReadabilityLimits()
+    cast = _recognise(frames, pack, references, limits)
     rows = [
-        _row(frame, character, chosen, similarity, sight, identities, pack.encoder.thresholds)
-        for frame in range(len(whole))
+        _row(frame, character, cast, identities, pack.encoder.thresholds)
+        for frame in range(len(frames))
         for character in range(len(identities))
     ]
-    kept = rows[lead * len(identities) :]
-    return tuple(replace(row, frame=row.frame - lead + start) for row in kept)
+    seam = None if before is None else _recognise(before[None].to(frames), pack, references, limits)
+    residuals = _residuals(cast, seam, len(identities))
+    return tuple(
+        replace(row, frame=row.frame + start, residual=left)
+        for row, left in zip(rows, residuals, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class _Cast:
+    """Who is who in a batch."""
+
+    sight: Sight
+    similarity: NDArray[np.float64]
+    """(N, K) cosines."""
+    chosen: list[list[int]]
+    """Per frame and character, the index of the face, or ``NOBODY``."""
+
+    def crop(self, frame: int, character: int) -> Tensor | None:
+        """The character's face in a frame."""
+        face = self.chosen[frame][character]
+        return None if face == NOBODY else self.sight.crops[face]
+
+
+def _recognise(frames: Tensor, pack: FacePack, references: Tensor, limits: ReadabilityLimits) -> _Cast:
+    faces = pack.detect(frames)
+    sight = _look(frames, faces, pack, limits)
+    seen = pack.encoder.embed_crops(sight.crops) if isinstance(pack, Cropper) else pack.embed(frames, faces)
+    similarity = _similarities(seen, references)
+    return _Cast(sight, similarity, _assign_frames(similarity, sight, len(frames)))
+
+
+def _residuals(cast: _Cast, seam: _Cast | None, characters: int) -> list[float | None]:
+    """Per row, what is left after motion compensation to the frame before, of which ``seam`` is the first one's."""
+    frames = len(cast.chosen)
+    first = [seam.crop(0, character) if seam else None for character in range(characters)]
+    now = [cast.crop(frame, character) for frame in range(frames) for character in range(characters)]
+    earlier = [*first, *now][: len(now)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as lanes:
+        return list(lanes.map(_residual, earlier, now))
+
+
+def _residual(before: Tensor | None, after: Tensor | None) -> float | None:
+    return None if before is None or after is None else residual(before, after)
 
 
 def _references(identities: Sequence[Identity], encoder: str) -> Tensor:
     """(K, D) embeddings of the cast by one encoder."""
-    for identity in identities:
-        if encoder not in identity.embeddings:
-            raise FaceLockError(
-                f"The identity {identity.name!r} has no embedding of {encoder}, only of "
-                f"{', '.join(identity.embeddings) or 'nothing'}. Build it again from its picture."
-            )
-    return torch.stack([identity.embeddings[encoder].detach().cpu().float() for identity in identities])
+    return torch.stack([embedding_of(identity, encoder).detach().cpu().float() for identity in identities])
 
 
 def _similarities(embeddings: Tensor, references: Tensor) -> NDArray[np.float64]:
@@ -116,20 +156,31 @@ def _similarities(embeddings: Tensor, references: Tensor) -> NDArray[np.float64]
 
 def _look(frames: Tensor, faces: Faces, pack: FacePack, limits: ReadabilityLimits) -> Sight:
     spec = pack.encoder.crop
-    matrices = similarity_from_landmarks(faces.landmarks, spec)
-    crops = warp_crops(frames, faces.frame, matrices, spec.size).cpu()
+    crops = _crops(frames, faces, pack).cpu()
     yaw, pitch, roll = (angle.cpu() for angle in estimate_pose(faces.landmarks))
     blur = sharpness(crops)
     mouth, eyes = mouth_and_eyes(crops, spec)
     height = faces.box[:, 3] - faces.box[:, 1]
-    readable = (
-        (height >= limits.minimum_face)
-        & (yaw.abs() <= limits.maximum_yaw)
-        & (pitch.abs() <= limits.maximum_pitch)
-        & (blur >= limits.minimum_sharpness)
-        & (_visible_share(faces.box, frames.shape[-1], frames.shape[-2]) >= limits.minimum_visible)
+    visible = _visible_share(faces.box, frames.shape[-1], frames.shape[-2])
+    fails = {
+        Unreadable.CROPPED: ~(visible >= limits.minimum_visible),
+        Unreadable.SMALL: ~(height >= limits.minimum_face),
+        Unreadable.TURNED: ~((yaw.abs() <= limits.maximum_yaw) & (pitch.abs() <= limits.maximum_pitch)),
+        Unreadable.BLURRED: ~(blur >= limits.minimum_sharpness),
+    }
+    held = zip(*(column.tolist() for column in fails.values()), strict=True)
+    reasons = tuple(
+        next((why for why, failed in zip(fails, row, strict=True) if failed), None) for row in held
     )
-    return Sight(faces, crops, yaw, pitch, roll, blur, mouth, eyes, readable.numpy())
+    return Sight(faces, crops, yaw, pitch, roll, blur, mouth, eyes, reasons)
+
+
+def _crops(frames: Tensor, faces: Faces, pack: FacePack) -> Tensor:
+    """The crops that the encoder looks at; packs that cannot hand them out get them cut here."""
+    if isinstance(pack, Cropper):
+        return pack.crops(frames, faces)
+    matrices = similarity_from_landmarks(faces.landmarks, pack.encoder.crop)
+    return warp_crops(frames, faces.frame, matrices, pack.encoder.crop.size)
 
 
 def _visible_share(box: Tensor, width: int, height: int) -> Tensor:
@@ -174,22 +225,16 @@ def judge_status(similarity: float, margin: float | None, readable: bool, thresh
 
 
 def _row(
-    frame: int,
-    character: int,
-    chosen: Sequence[Sequence[int]],
-    similarity: NDArray[np.float64],
-    sight: Sight,
-    identities: Sequence[Identity],
-    thresholds: Thresholds,
+    frame: int, character: int, cast: _Cast, identities: Sequence[Identity], thresholds: Thresholds
 ) -> LedgerRow:
-    face, name = chosen[frame][character], identities[character].name
+    face, name = cast.chosen[frame][character], identities[character].name
+    sight, similarity = cast.sight, cast.similarity
     if face == NOBODY:
         return LedgerRow(frame, name, Status.ABSENT)
     own = float(similarity[face, character])
     others = np.delete(similarity[face], character)
     margin = own - float(others.max()) if len(others) else None
     x1, y1, x2, y2 = (float(edge) for edge in sight.faces.box[face])
-    earlier = chosen[frame - 1][character] if frame else NOBODY
     return LedgerRow(
         frame,
         name,
@@ -206,7 +251,7 @@ def _row(
         landmarks=tuple((float(x), float(y)) for x, y in sight.faces.landmarks[face]),
         mouth=float(sight.mouth[face]),
         eyes=float(sight.eyes[face]),
-        residual=residual(sight.crops[earlier], sight.crops[face]) if earlier != NOBODY else None,
+        unreadable=sight.reasons[face],
     )
 
 

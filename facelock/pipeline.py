@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from facelock.consent import remark_unknown, require_consent
 from facelock.errors import InputError
+from facelock.identity import embedding_of
 from facelock.job import Job, Span, check_size, plan_chunks
 from facelock.journal import Resume, Tail
 from facelock.parts import Parts
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Reference = "str | Path | Image | Identity"
-"""What stands for one character: a picture's path, an open PIL picture, or an identity already built."""
+"""What stands for one character: a picture's path or a ``.face`` file's, an open PIL picture, or an identity."""
 Aligned = tuple[Tensor, Sequence[AlignRecord]]
 
 
@@ -62,16 +64,18 @@ class Pipeline:
         self.parts = parts
 
     @classmethod
-    def from_recipe(cls, recipe: str | Path | Recipe = "miniature", device: str = "auto") -> Pipeline:
+    def from_recipe(
+        cls, recipe: str | Path | Recipe = "miniature", device: str = "auto", commercial: bool = False
+    ) -> Pipeline:
         """Build the pipeline that a recipe describes; ``device`` is auto, cpu, cuda or cuda:N.
 
-        Models are looked up and checked now and loaded when first needed. Raises ``ConfigError``,
-        ``ModelError``, ``DeviceError``.
+        Models are looked up and checked now and loaded when first needed; ``commercial`` refuses those whose
+        licence does not allow commercial use. Raises ``ConfigError``, ``ModelError``, ``DeviceError``.
         """
         from facelock.assembly import Assembly
 
         recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-        return cls(recipe, Assembly(recipe, device))
+        return cls(recipe, Assembly(recipe, device, commercial))
 
     @property
     def fps(self) -> Fraction:
@@ -81,7 +85,10 @@ class Pipeline:
     def identities(
         self, references: Any | Sequence[Any], faces: Sequence[int | None] = ()
     ) -> tuple[Identity, ...]:
-        """One identity per reference, in order, with distinct names; ``faces`` picks among several faces."""
+        """One identity per reference, in order, with distinct names; ``faces`` picks among several faces.
+
+        Raises ``InputError`` for a reference that cannot be used, or may not be (:mod:`facelock.consent`).
+        """
         several = isinstance(references, list | tuple)
         given: Sequence[Any] = references if several else [references]
         if not given:
@@ -91,6 +98,9 @@ class Pipeline:
         cast = []
         for reference, face in zip(given, picks, strict=False):
             cast.append(self._identity(reference, face, taken))
+            require_consent(cast[-1])
+            remark_unknown(cast[-1])
+            embedding_of(cast[-1], self.parts.judge.encoder)
             taken.append(cast[-1].name)
         return tuple(cast)
 

@@ -107,5 +107,16 @@ class FacePack(Protocol):
         ...
 
 
+@runtime_checkable
+class Cropper(Protocol):
+    """A pack that also hands out the crops its encoder looks at, so that they are cut once."""
+
+    encoder: Encoder
+
+    def crops(self, frames: Tensor, faces: Faces) -> Tensor:
+        """(N, 3, S, S) float32 in [0, 1] of ``faces`` found in ``frames``."""
+        ...
+
+
 Progress = Callable[["str", "int", "int"], None]
 """``progress(stage, done_frames, total_frames)``; called from the thread that runs the pipeline."""

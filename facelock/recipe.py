@@ -13,18 +13,18 @@ relative to the recipe's own folder. Knows nothing of torch.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from facelock.assets import asset_dir
 from facelock.errors import ConfigError
+from facelock.mistakes import did_you_mean, sentence
 
 SCHEMA = "facelock.recipe.v1"
 LARGEST_FILE = 1 << 20
@@ -33,6 +33,8 @@ LARGEST_FILE = 1 << 20
 Share = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 Ladder = Annotated[tuple[Annotated[float, Field(gt=0, le=2)], ...], Field(min_length=1, max_length=16)]
+Model = Annotated[str, Field(min_length=1)]
+"""Catalog name or path."""
 Batch = Annotated[int, Field(ge=1, le=1024)]
 """Rows that a network takes at once on a GPU; on a CPU, ``facelock.runtime.CPU_BATCH`` at most, side by side."""
 
@@ -55,7 +57,7 @@ class BlueprintRecipe(_Part):
     """Stage 1: which video diffusion checkpoint, and how it is run."""
 
     kind: str = "skyreels_v2"
-    model: str
+    model: Model
     """Catalog name or folder in diffusers format."""
     size: tuple[int, int]
     """(height, width) in pixels of the frames it writes."""
@@ -95,8 +97,8 @@ class FacesRecipe(_Part):
     """The face pack inside the loop: detector and recogniser."""
 
     kind: str = "onnx_pack"
-    detector: str
-    encoder: str
+    detector: Model
+    encoder: Model
     detection_size: int = Field(default=640, ge=32, le=4096)
     threshold: Share = 0.5
     """Detector score from which a box is a face."""
@@ -120,7 +122,7 @@ class LockRecipe(_Part):
     """Stage 2: the aligner, its ladder of strengths, and when a face is done."""
 
     kind: str = "inswapper"
-    model: str
+    model: Model
     ladder: Ladder
     target: Cosine
     """Similarity, by the loop's own recogniser, at which a face stops climbing the ladder."""
@@ -131,10 +133,10 @@ class RestoreRecipe(_Part):
     """Stage 3: frames enlarged, faces restored under two constraints."""
 
     upscaler_kind: str = "onnx_upscaler"
-    upscaler: str
+    upscaler: Model
     scale: int = Field(default=4, ge=1, le=8)
     restorer_kind: str = "onnx_restorer"
-    restorer: str | None = None
+    restorer: Model | None = None
     """None: the upscaler alone."""
     ladder: Ladder = (1.0,)
     target: Cosine = 0.5
@@ -147,7 +149,7 @@ class JudgeRecipe(_Part):
     """The recogniser that measures and that no stage optimises."""
 
     kind: str = "crate"
-    encoder: str
+    encoder: Model
     thresholds: AcceptRecipe | None = None
     minimum_face: float = Field(default=24, gt=0)
     """Pixels of height below which a face is unreadable."""
@@ -206,17 +208,22 @@ def find_recipe(name: str | Path) -> Path:
     """
     if isinstance(name, Path) or name.endswith(".toml") or "/" in name:
         path = Path(name)
-        if not path.is_file():
-            raise ConfigError(f"{path}: there is no such recipe file. Check the path given to --recipe.")
+        try:
+            found = path.is_file()
+        except OSError:  # a name too long
+            found = False
+        if not found:
+            raise ConfigError(
+                f"{str(path)[:200]}: there is no such recipe file. Check the path given to --recipe."
+            )
         return path
     known = recipe_names()
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    guess = f" (did you mean {near[0]!r}?)" if near else ""
+    guess = did_you_mean(name, known)
     choice = ", ".join(sorted(known))
     raise ConfigError(
-        f"No recipe is called {name!r}{guess}. Give one of {choice}, or the path of a .toml file."
+        f"No recipe is called {name!r}{guess or '.'} Give one of {choice}, or the path of a .toml file."
     )
 
 
@@ -226,7 +233,7 @@ def load_recipe(name: str | Path = "miniature") -> Recipe:
     try:
         recipe = Recipe.model_validate(_parse(path))
     except ValidationError as error:
-        mistakes = [_sentence(detail) for detail in error.errors(include_url=False)]
+        mistakes = [sentence(detail, Recipe, "recipe") for detail in error.errors(include_url=False)]
         raise ConfigError(f"{path}: {'; '.join(mistakes)}. Correct the recipe.") from None
     return _with_paths(recipe, path.resolve().parent)
 
@@ -238,35 +245,8 @@ def _parse(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}). Check the file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # bad syntax, no UTF-8, a number of thousands of digits
         raise ConfigError(f"{path}: is not valid TOML ({error}). Correct the recipe.") from error
-
-
-def _sentence(detail: ErrorDetails) -> str:
-    """One mistake as ``lock.lader: unknown key, did you mean 'ladder'?``."""
-    where = [str(part) for part in detail["loc"]]
-    key = ".".join(where) or "recipe"
-    if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where[-1], _known_keys(where[:-1]), n=1)
-        return f"{key}: unknown key" + (f", did you mean {near[0]!r}?" if near else "")
-    if detail["type"] == "missing":
-        return f"{key}: is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    found = detail.get("input")
-    shown = f" (found {found!r})" if isinstance(found, int | float | str) else ""
-    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
-
-
-def _known_keys(where: list[str]) -> list[str]:
-    model: type[BaseModel] = Recipe
-    for part in where:
-        field = model.model_fields.get(part)
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        ):
-            return []
-        model = field.annotation
-    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 _MODEL_KEYS: Mapping[str, tuple[str, ...]] = {
@@ -289,8 +269,9 @@ def _with_paths(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _beside(model: str | None, folder: Path) -> str | None:
-    if model and (folder / model).exists():
-        return str(folder / model)
+    with suppress(OSError):  # a name too long
+        if model and (folder / model).exists():
+            return str(folder / model)
     return model
 
 

@@ -59,18 +59,20 @@ def build_report(
     thresholds: Thresholds,
     fps: Fraction | float,
     frames: int,
-    kind: Literal["generate", "verify"],
+    kind: Literal["generate", "verify", "lock"],
     encoder: str = "",
     ceiling: float | None = None,
     target: float | None = None,
+    times: Sequence[float] | None = None,
 ) -> Report:
     """Put the records of all chunks together and work the figures out.
 
     ``thresholds`` are the judge's, ``encoder`` its id, ``ceiling`` the similarity of second pictures of the
     same person where it is known, ``target`` the share of rows that should be recognised (else
-    ``settings["target"]``, else 0.99). Raises FaceLockError unless every frame × character has one row.
+    ``settings["target"]``, else 0.99), ``times`` the second at which each frame is shown (default: at a steady
+    ``fps``). Raises FaceLockError unless every frame × character has one row.
     """
-    made = _Made([identity.name for identity in identities], frames, float(fps))
+    made = _Made([identity.name for identity in identities], frames, float(fps), times)
     for chunk in records:
         made.add(chunk)
     ledger, unlocked = made.sorted_rows()
@@ -100,8 +102,10 @@ def build_report(
 class _Made:
     """What the chunks recorded, in the report's own rows; no chunk is held once it was added."""
 
-    def __init__(self, cast: Sequence[str], frames: int, fps: float) -> None:
-        self.cast, self.frames, self.fps = cast, frames, fps
+    def __init__(
+        self, cast: Sequence[str], frames: int, fps: float, times: Sequence[float] | None = None
+    ) -> None:
+        self.cast, self.frames, self.fps, self.times = cast, frames, fps, times
         self.rows: list[LedgerEntry] = []
         self.unlocked: list[Row] = []
         self.images: dict[int, str] = {}
@@ -126,7 +130,8 @@ class _Made:
     def _values(self, row: LedgerRow) -> dict[str, Any]:
         """The row's values at the precision that they have, with its time."""
         values = {name: _short(getattr(row, name), _DIGITS.get(name, 5)) for name in _SHARED}
-        return values | {"time": round(row.frame / self.fps, 4)}
+        time = self.times[row.frame] if self.times is not None else row.frame / self.fps
+        return values | {"time": round(time, 4)}
 
     def sorted_rows(self) -> tuple[tuple[LedgerEntry, ...], tuple[Row, ...]]:
         """Both ledgers by frame, then in the order of the cast."""

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from facelock.bootstrap import Figure
 from facelock.comparison import Flicker, Honesty, Stillness
 from facelock.figures import ClipFigures
-from facelock.types import Status
+from facelock.types import Status, Unreadable
 from facelock.verdict import Outcome
 
 SCHEMA: Literal["facelock.report.v1"] = "facelock.report.v1"
@@ -65,6 +65,8 @@ class Row:
     """The same for the eyes; it moves as lids and gaze do."""
     residual: float | None = None
     """Mean absolute difference in [0, 1] to the frame before, after motion compensation."""
+    unreadable: Unreadable | None = None
+    """Why the face cannot be judged: cropped, small, turned or blurred; null where it can, or there is none."""
 
 
 @_record
@@ -158,8 +160,8 @@ class Report(Figure):
     schema_: Literal["facelock.report.v1"] = Field(default=SCHEMA, alias="schema")
     facelock: str
     """Version that wrote it."""
-    kind: Literal["generate", "verify"]
-    """generate: made by FaceLock; verify: a finished clip was measured."""
+    kind: Literal["generate", "verify", "lock"]
+    """generate: made by FaceLock; verify: a finished clip was measured; lock: a clip's faces were locked."""
     outcome: Outcome
     """held, doubtful, lost or unseen: the verdict as one word."""
     verdict: str

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -16,6 +17,7 @@ import torch
 from facelock.errors import ConfigError, DeviceError, ModelError, StorageError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CPU_BATCH = 2
 """Rows of a batch on a CPU, at most."""
@@ -58,12 +60,16 @@ def _provider(device: torch.device) -> tuple[str, dict[str, str]]:
 
 
 def open_session(
-    path: str | Path, device: torch.device | str = "cpu", threads: int | None = None
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    threads: int | None = None,
+    content: bytes | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file on exactly ``device``.
 
-    ``threads`` defaults to torch's. Raises ``ModelError`` when the file is missing or damaged and ``DeviceError``
-    when the first active provider is not the one asked for (onnxruntime would fall back to the CPU silently).
+    ``threads`` defaults to torch's; ``content`` is a changed copy of the file to open in its place. Raises
+    ``ModelError`` when the file is missing or damaged and ``DeviceError`` when the first active provider is not the
+    one asked for (onnxruntime would fall back to the CPU silently).
     """
     path, device = Path(path), torch.device(device)
     if not path.is_file():
@@ -77,7 +83,9 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     provider, settings = _provider(device)
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
+        session = onnxruntime.InferenceSession(
+            content or str(path), options, providers=[(provider, settings)]
+        )
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         if device.type == "cuda" and "cuda" in str(error).lower():
             raise DeviceError(
@@ -110,13 +118,21 @@ class BatchSession:
     threads. A row's bits then do not depend on the number of threads either.
     """
 
-    def __init__(self, path: str | Path, device: torch.device | str = "cpu", *, batch: int = 16) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        *,
+        batch: int = 16,
+        content: bytes | None = None,
+    ) -> None:
         """Open the file; ``batch`` rows at once, fewer on a CPU, or as many as the file fixes.
 
-        Raises ``ModelError``, ``DeviceError``.
+        ``content`` is a changed copy of the file to open in its place. Raises ``ModelError``, ``DeviceError``.
         """
-        on_cpu = torch.device(device).type == "cpu"
-        self.session = open_session(path, device, threads=1 if on_cpu else None)
+        self._device = torch.device(device)
+        on_cpu = self._device.type == "cpu"
+        self.session = open_session(path, device, threads=1 if on_cpu else None, content=content)
         self.inputs: dict[str, list[int | str | None]] = {i.name: i.shape for i in self.session.get_inputs()}
         """Name → shape, open dimensions by their names."""
         self.outputs: dict[str, list[int | str | None]] = {
@@ -132,15 +148,38 @@ class BatchSession:
         N = 0 gives arrays of zero rows.
         """
         count = len(next(iter(inputs.values())))
+        return self.run_made(count, lambda rows: {k: v[rows] for k, v in inputs.items()})
+
+    def run_made(self, count: int, make: Callable[[slice], Mapping[str, np.ndarray]]) -> list[np.ndarray]:
+        """The same for ``count`` rows whose inputs are made when their turn comes, in the lane that runs them.
+
+        ``make`` gives the inputs of a slice of rows; it is called from several threads at once.
+        """
 
         def part(begin: int) -> list[np.ndarray]:
             rows = min(self.batch, count - begin)
-            fed = {k: _padded(v[begin : begin + rows], self.batch) for k, v in inputs.items()}
-            outputs = self.session.run(None, fed)
+            made = make(slice(begin, begin + rows))
+            outputs = self._once({k: _padded(v, self.batch) for k, v in made.items()})
             return [out[:rows] for out in outputs] if rows < self.batch else outputs
 
         parts = self._lanes.map(part, range(0, max(count, 1), self.batch))
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    def each(self, work: Callable[[int], T], count: int) -> list[T]:
+        """``work(0)`` … ``work(count - 1)``, side by side in the lanes: what goes before a network, or after."""
+        return list(self._lanes.map(work, range(count)))
+
+    def _once(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """One batch. On a GPU inputs and outputs are bound, so that each crosses the bus once."""
+        if self._device.type == "cpu":
+            return self.session.run(None, inputs)
+        index, binding = self._device.index or 0, self.session.io_binding()
+        for name, rows in inputs.items():
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(rows, "cuda", index))
+        for name in self.outputs:
+            binding.bind_output(name, "cuda", index)
+        self.session.run_with_iobinding(binding)
+        return binding.copy_outputs_to_cpu()
 
 
 def _padded(rows: np.ndarray, batch: int) -> np.ndarray:
@@ -149,6 +188,16 @@ def _padded(rows: np.ndarray, batch: int) -> np.ndarray:
     full = np.zeros((batch, *rows.shape[1:]), rows.dtype)
     full[: len(rows)] = rows
     return full
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each being made while the one before it is used. What making raises is raised here."""
+    end = object()
+    with ThreadPoolExecutor(1, "facelock-ahead") as worker:
+        waiting: Future[Any] = worker.submit(next, items, end)
+        while (item := waiting.result()) is not end:
+            waiting = worker.submit(next, items, end)
+            yield item
 
 
 def require_space(path: str | Path, size: int) -> None:

@@ -68,7 +68,8 @@ class Display:
             self.before_step()
         if self._bars:
             if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=total)
+                unit = "photos" if stage == "photos" else "frames"
+                self._tasks[stage] = self._bars.add_task(stage, total=total, unit=unit)
             self._bars.update(self._tasks[stage], completed=done, total=total)
         elif not self.quiet:
             self._line(stage, done, total)
@@ -98,7 +99,7 @@ def _bars() -> Progress:
         TextColumn("{task.description:<10}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("frames"),
+        TextColumn("{task.fields[unit]}"),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         Remaining(),
@@ -112,7 +113,7 @@ def running(quiet: bool, debug: bool, hint: str = "") -> Iterator[Display]:
 
     ``hint`` ends the message of an interrupted run.
     """
-    _show_log(quiet, debug)
+    show_log(quiet, debug)
     with Display(quiet) as display, Signals(hint) as signals:
         display.before_step = signals.check
         try:
@@ -123,7 +124,7 @@ def running(quiet: bool, debug: bool, hint: str = "") -> Iterator[Display]:
             raise
 
 
-def _show_log(quiet: bool, debug: bool) -> None:
+def show_log(quiet: bool, debug: bool) -> None:
     """Send the library's warnings to stderr as ``facelock: warning: ...``."""
     handler = logging.StreamHandler()
     handler.setFormatter(_LogLine())

@@ -108,9 +108,10 @@ class Identity:
     portrait: Tensor | None = None
     """(3, S, S) float32 RGB in [0, 1]: the reference's face, for reports only."""
     source: str = ""
-    """Where it came from: the picture's file name."""
+    """Where it came from: the file's name, or how many photos."""
     sha256: str = ""
-    """Digest of the source bytes, which the journal compares when a run is resumed."""
+    """Digest of the source, which the journal compares when a run is resumed: of the picture's bytes, of a ``.face``
+    file's content, or of the embeddings that several photos gave."""
     notes: tuple[str, ...] = ()
     """What was remarked while reading the reference (an animated picture's first frame, say)."""
     crops: Tensor | None = None
@@ -138,6 +139,17 @@ class Status(StrEnum):
     """A face is there, but too small, blurred or turned away to be judged."""
     ABSENT = "absent"
     """No face for this character."""
+
+
+class Unreadable(StrEnum):
+    """Why a face cannot be judged: the first of these that holds."""
+
+    CROPPED = "cropped"
+    """Too much of it lies outside of the picture."""
+    SMALL = "small"
+    TURNED = "turned"
+    """Too far to the side, up or down."""
+    BLURRED = "blurred"
 
 
 @dataclass(frozen=True)
@@ -193,6 +205,8 @@ class LedgerRow:
     """The same for the eyes: it moves as the lids and the gaze do."""
     residual: float | None = None
     """Mean absolute difference in [0, 1] to the same face in the frame before, after motion compensation."""
+    unreadable: Unreadable | None = None
+    """Why the face cannot be judged; None unless the status is ``unreadable``."""
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,24 @@
-"""From a model's name to a verified local file or folder, and reading weights without pickles."""
+"""From a model's name to a verified local file or folder, and reading weights without pickles.
+
+::
+
+    locate("miniature/judge")            # bundled
+    locate("opencv/sface")               # pulled before with `facelock models pull opencv/sface`
+    locate("my/own.onnx")                # a file of the user's
+    require_commercial(["opencv/sface", "my/own.onnx"])
+"""
 
 from __future__ import annotations
 
 import hashlib
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from facelock.assets import asset_dir
-from facelock.errors import ModelError
+from facelock.catalog import Catalog, Entry
+from facelock.errors import ConfigError, ModelError
 from facelock.types import Thresholds
 
 if TYPE_CHECKING:
@@ -19,67 +26,6 @@ if TYPE_CHECKING:
 
 PICKLES = {".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin"}
 MOST_TENSORS = 100_000
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of ``models/catalog.toml``."""
-
-    name: str
-    path: Path
-    """Absolute path of the bundled file or folder."""
-    task: str = ""
-    licence: str = ""
-    commercial: bool = False
-    source: str = ""
-    layout: str = ""
-    bytes: int = 0
-    sha256: str = ""
-    files: Mapping[str, str] = field(default_factory=dict)
-    """For a folder: relative path → sha256."""
-    used_by: tuple[str, ...] = ()
-    thresholds: Thresholds | None = None
-    """For a recogniser: its accept thresholds per false-accept rate."""
-
-
-@dataclass(frozen=True)
-class Catalog:
-    """All weights that FaceLock knows."""
-
-    entries: Mapping[str, Entry]
-
-    @classmethod
-    def load(cls, folder: Path | None = None) -> Catalog:
-        """Read ``catalog.toml`` of this installation, or of ``folder``. Raises ``ModelError``."""
-        root = folder or asset_dir("models")
-        try:
-            table = tomllib.loads((root / "catalog.toml").read_text())
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise ModelError(
-                f"{root / 'catalog.toml'}: cannot be read ({error}). Reinstall FaceLock."
-            ) from error
-        rows = table.get("models", {})
-        return cls({name: _entry(name, row, root) for name, row in rows.items()})
-
-    def entry(self, name: str) -> Entry:
-        """The row called ``name``. Raises ``ModelError`` naming the closest ones."""
-        if name not in self.entries:
-            import difflib
-
-            close = ", ".join(difflib.get_close_matches(name, self.entries, 3, 0.4)) or ", ".join(
-                self.entries
-            )
-            raise ModelError(f"no model is called {name!r}. Known ones near it: {close}.")
-        return self.entries[name]
-
-
-def _entry(name: str, row: Mapping[str, Any], root: Path) -> Entry:
-    values = dict(row)
-    values["path"] = root / values["path"]
-    values["used_by"] = tuple(values.get("used_by", ()))
-    if "thresholds" in values:
-        values["thresholds"] = Thresholds(**values["thresholds"])
-    return Entry(name, **values)
 
 
 def sha256_file(path: str | Path) -> str:
@@ -104,30 +50,120 @@ def digest(path: Path) -> str:
         ) from error
 
 
-def locate(name: str) -> Path:
+def locate(name: str, *, commercial: bool = False) -> Path:
     """A catalog name, or a path the user gave, → an existing file or folder.
 
-    Bundled weights are checked against the catalog's sha256 (once per process and file). Raises ``ModelError``
-    when nothing is there, when it is a pickle, or when the digest differs.
+    Bundled and pulled weights are checked against the catalog's sha256 (once per process and file). With
+    ``commercial``, :func:`require_commercial` first. Raises ``ModelError`` when nothing is there (saying how to
+    pull it), when it is a pickle, or when the digest differs.
     """
-    entries = Catalog.load().entries
-    if name in entries:
-        return _verified(entries[name])
-    path = Path(name).expanduser()
-    if not path.exists():
-        Catalog.load().entry(name)
+    if commercial:
+        require_commercial([name])
+    catalog = Catalog.load()
+    entry = _named(catalog, name)
+    if entry is not None:
+        return _verified(entry)
+    path = _existing(name)
+    if path is None:
+        raise catalog.unknown(name)
     _refuse_pickle(path)
     return path
 
 
+def _named(catalog: Catalog, name: str) -> Entry | None:
+    """The entry that ``name`` means; its alias with dashes only where no file is called so."""
+    return catalog.entries.get(name) or (catalog.find(name) if _existing(name) is None else None)
+
+
+def _existing(name: str | Path) -> Path | None:
+    """The file or folder that ``name`` is the path of, if there is one; a device or a pipe is neither."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.is_file() or path.is_dir() else None
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # a name too long, of no user, with a NUL: no path of anything
+        return None
+
+
+def is_here(entry: Entry) -> bool:
+    """Whether every file of ``entry`` is on this machine; says nothing of their content."""
+    return all(path.is_file() for path in entry.digests())
+
+
 def _verified(entry: Entry) -> Path:
-    wanted = (
-        {entry.path / f: d for f, d in entry.files.items()} if entry.files else {entry.path: entry.sha256}
-    )
-    for path, sha256 in wanted.items():
+    if not entry.bundled and not is_here(entry):
+        raise ModelError(missing(entry))
+    for path, sha256 in entry.digests().items():
         if digest(path) != sha256:
-            raise ModelError(f"{path}: not the file the catalog knows (sha256 differs). Reinstall FaceLock.")
+            raise ModelError(damaged(entry, path))
     return entry.path
+
+
+def missing(entry: Entry) -> str:
+    """The sentence for a known weight that is not on this machine."""
+    what = f"{entry.name} is not on this machine"
+    if entry.fetch is None:
+        return f"{what}, and its publisher no longer offers it. Put it at {entry.path}, or choose another."
+    size = (entry.fetch.bytes or entry.bytes) / 2**20
+    return f"{what}. Get it with: facelock models pull {entry.name} ({size:.1f} MiB, {entry.licence})."
+
+
+def damaged(entry: Entry, path: Path) -> str:
+    """The sentence for a file that is not the one the catalog knows."""
+    again = "Reinstall FaceLock" if entry.bundled else "Replace it, or remove it"
+    if entry.fetch:
+        again = f"Get it again with: facelock models pull {entry.name}"
+    return f"{path}: not the file the catalog knows (sha256 differs). {again}."
+
+
+def require_commercial(names: Iterable[str | Path]) -> None:
+    """Refuse weights whose licence does not allow commercial use, before anything of them is loaded.
+
+    ``names`` are catalog names, or paths of files and folders, which are known by the sha256 of what is in them. A
+    file that nobody knows is refused too: what is not known to be allowed is not. Raises ``ConfigError`` naming the
+    weight and its licence, ``ModelError`` for a name that means nothing.
+    """
+    catalog = Catalog.load()
+    for name in names:
+        entry = _named(catalog, str(name))
+        if entry is not None:
+            _allow(entry.name, entry.licence, entry.commercial)
+            continue
+        path = _existing(name)
+        if path is None:
+            raise catalog.unknown(str(name))
+        for file in _weight_files(path):
+            known = catalog.licences(digest(file))
+            if known is None:
+                raise ConfigError(
+                    f"{file}: its licence is not known, so it is refused for commercial use. "
+                    "Choose from 'facelock models list --commercial', or leave --commercial out."
+                )
+            _allow(f"{file} ({known.name})", known.licence, known.commercial)
+
+
+def _allow(what: str, licence: str, commercial: bool) -> None:
+    if not commercial:
+        raise ConfigError(
+            f"{what} does not allow commercial use (its licence: {licence or 'none'}). "
+            "Choose another, or leave --commercial out."
+        )
+
+
+def _weight_files(path: Path) -> Iterator[Path]:
+    """``path`` itself, or what a folder holds, one by one: all but model cards and hidden files."""
+    if path.is_file():
+        yield path
+        return
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        for name in sorted(names):
+            file = Path(folder, name)
+            if file.suffix.lower() not in {".md", ".txt"} and name[0] != "." and file.is_file():
+                yield file
 
 
 def _refuse_pickle(path: Path) -> None:

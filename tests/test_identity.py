@@ -15,7 +15,8 @@ from facelock.assets import asset_dir
 from facelock.errors import InputError
 from facelock.faces import load_pack
 from facelock.geometry import ARCFACE112, HEAD
-from facelock.identity import LONGEST_SIDE, identity_from_picture
+from facelock.identity import identity_from_picture
+from facelock.images import LONGEST_SIDE
 from facelock.types import CropSpec, Faces, Identity, Thresholds
 
 SAMPLES = asset_dir("models").parent / "samples" / "faces"

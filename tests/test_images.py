@@ -215,3 +215,18 @@ def test_the_largest_picture_costs_less_than_half_a_gigabyte(tmp_path):
     shape, grown = done.stdout.rsplit(" ", 1)
     assert shape == "(1, 3, 2000, 2000)"
     assert int(grown) < 500
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError(256), TypeError("Missing dimensions"), IndexError(), ZeroDivisionError()]
+)
+def test_whatever_a_reader_raises_is_a_damaged_picture(tmp_path, monkeypatch, error):
+    path = tmp_path / "x.tif"
+    Image.new("RGB", (80, 80)).save(path)
+
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr("facelock.images.Image.open", broken)
+    with pytest.raises(InputError, match=r"x.tif: is damaged or cut short \("):
+        read_picture(path)

@@ -24,6 +24,12 @@ LIGHT = [
     "recipe",
     "terminal",
     "files",
+    "catalog",
+    "weights",
+    "download",
+    "pull",
+    "inventory",
+    "cli_models",
 ]
 HEAVY = ("torch", "cv2", "onnxruntime", "diffusers", "transformers", "av", "matplotlib")
 

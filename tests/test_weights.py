@@ -10,12 +10,14 @@ import time
 
 import pytest
 import torch
+from real import ASSETS, needs_assets
 from safetensors.torch import save_file
 
-from facelock import weights
+from facelock import catalog
 from facelock.assets import asset_dir
+from facelock.catalog import Catalog, cache_dir
 from facelock.errors import ModelError
-from facelock.weights import Catalog, digest, encoder_id, load_safetensors, locate, sha256_file, thresholds
+from facelock.weights import digest, encoder_id, load_safetensors, locate, sha256_file, thresholds
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def models(tmp_path, monkeypatch):
         "thresholds = { far_1e2 = 0.1, far_1e3 = 0.2, far_1e4 = 0.3 }\n"
         f'[models."mini/pack"]\npath = "pack"\n[models."mini/pack".files]\n"a.bin2" = "{sha["a"]}"\n'
     )
-    monkeypatch.setattr(weights, "asset_dir", lambda _: tmp_path)
+    monkeypatch.setattr(catalog, "asset_dir", lambda _: tmp_path)
     return tmp_path
 
 
@@ -127,6 +129,8 @@ def test_the_shipped_catalog_matches_the_shipped_files():
     entries = Catalog.load().entries
     assert len(entries) >= 8
     for name, entry in entries.items():
+        if not entry.bundled:
+            continue
         assert locate(name) == entry.path
         assert entry.licence == "Apache-2.0" and entry.layout and entry.task
         files = [entry.path] if entry.path.is_file() else [entry.path / f for f in entry.files]
@@ -138,8 +142,133 @@ def test_the_shipped_catalog_matches_the_shipped_files():
 
 def test_everything_that_ships_is_in_the_catalog():
     listed = set()
-    for entry in Catalog.load().entries.values():
+    for entry in [e for e in Catalog.load().entries.values() if e.bundled]:
         listed |= {entry.path} if entry.path.is_file() else {entry.path / f for f in entry.files}
     files = {f for f in (asset_dir("models") / "miniature").rglob("*") if f.is_file()}
     papers = {f for f in files if f.suffix == ".md" or f.name == "training.json"}
     assert files - papers == listed
+
+
+PUBLIC = """
+[models."other/two"]
+path = "other/two.onnx"
+sha256 = "{sha}"
+bytes = 3
+licence = "MIT"
+commercial = true
+[models."other/two".fetch]
+urls = ["https://example.org/two.onnx"]
+
+[models."other/gone"]
+path = "other/gone.onnx"
+sha256 = "{sha}"
+licence = "non-commercial"
+"""
+
+
+@pytest.fixture
+def public(models, tmp_path, monkeypatch):
+    """A public weight beside the bundled ones; the cache folder is empty."""
+    monkeypatch.setenv("FACELOCK_HOME", str(tmp_path / "home"))
+    (models / "public.toml").write_text(PUBLIC.format(sha=hashlib.sha256(b"two").hexdigest()))
+    return tmp_path / "home" / "models" / "other"
+
+
+def test_a_public_weight_says_how_to_get_it_until_it_is_here(public):
+    said = r"^other/two is not on this machine\. Get it with: facelock models pull other/two \(0\.0 MiB, MIT\)\.$"
+    for name in ("other/two", "other-two"):
+        with pytest.raises(ModelError, match=said):
+            locate(name)
+    with pytest.raises(ModelError, match=r"publisher no longer offers it\. Put it at .*other/gone\.onnx"):
+        locate("other/gone")
+    public.mkdir(parents=True)
+    (public / "gone.onnx").write_bytes(b"another")
+    with pytest.raises(
+        ModelError, match=r"gone\.onnx: not the file the catalog knows.*Replace it, or remove it"
+    ):
+        locate("other/gone")
+    (public / "two.onnx").write_bytes(b"two")
+    assert locate("other/two") == locate("other-two") == public / "two.onnx"
+    (public / "two.onnx").write_bytes(b"2")
+    with pytest.raises(
+        ModelError, match=r"sha256 differs.*Get it again with: facelock models pull other/two"
+    ):
+        locate("other/two")
+
+
+def test_a_file_of_the_alias_s_name_is_the_file(public, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other-two").write_bytes(b"mine")
+    assert locate("other-two").read_bytes() == b"mine"
+
+
+def test_where_pulled_weights_lie(monkeypatch, tmp_path):
+    monkeypatch.delenv("FACELOCK_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache/me")
+    assert str(cache_dir()) == "/var/cache/me/facelock/models"
+    for unset in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", unset)
+        assert cache_dir() == tmp_path / ".cache" / "facelock" / "models"
+    monkeypatch.setenv("FACELOCK_HOME", "/data")
+    assert str(cache_dir()) == "/data/models"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"https://example', '"http://example', "must be an https address"),
+        ('path = "other/two', 'path = "../two', "must be a plain relative path"),
+        ('path = "other/two', 'path = "/two', "must be a plain relative path"),
+        ("bytes = 3", "byte = 3", r"models\.other/two\.byte: Extra"),
+        ("bytes = 3", "", "nothing unknown is downloaded"),
+        ("commercial = true", 'commercial = "yes"', "commercial: Input should be a valid boolean"),
+        ('licence = "MIT"', "", "names no licence"),
+        ("[models", "[models.x]\n[models", "models.x.path: Field required"),
+        ("other/gone", "mini/one", "is bundled already"),
+        ("[models", 'kind = "zip"\n[models', "Extra inputs"),
+        ("urls", 'kind = "zip"\nurls', "a zip needs its own bytes and sha256"),
+        ("urls", 'kind = "torrent"\nurls', "Input should be 'file' or 'zip'"),
+    ],
+)
+def test_a_catalog_with_a_mistake_is_refused(public, models, old, new, said):
+    text = (models / "public.toml").read_text()
+    (models / "public.toml").write_text(text.replace(old, new, 1))
+    with pytest.raises(ModelError, match=said) as caught:
+        Catalog.load()
+    assert "public.toml: " in str(caught.value) and "Reinstall FaceLock" in str(caught.value)
+
+
+def test_the_public_weights_that_ship():
+    entries = {name: e for name, e in Catalog.load().entries.items() if not e.bundled}
+    assert {"opencv/yunet", "opencv/sface", "insightface/buffalo_l", "mediapipe/face_landmarker"} <= set(
+        entries
+    )
+    for name, entry in entries.items():
+        assert entry.licence and entry.task and entry.source and entry.layout and entry.bytes, name
+        assert cache_dir() in entry.path.parents
+        assert entry.commercial == (not name.startswith("insightface/"))
+        if entry.fetch and entry.fetch.kind == "zip":
+            assert all(file.endswith(".onnx") for file in entry.files) and entry.fetch.bytes < entry.bytes
+    assert entries["insightface/inswapper_128"].fetch is None
+    assert Catalog.load().entry("mediapipe-face-landmarker").name == "mediapipe/face_landmarker"
+    assert entries["opencv/sface"].published_threshold == 0.363
+    with pytest.raises(ModelError, match="no thresholds"):
+        thresholds("opencv/sface")  # one threshold at no stated rate is none per rate
+
+
+@needs_assets
+def test_the_assets_are_the_files_that_the_catalog_names():
+    known = Catalog.load()
+    for name, path in [
+        ("opencv/yunet", "detectors/face_detection_yunet_2023mar.onnx"),
+        ("mediapipe/face_landmarker", "landmarks/face_landmarker.task"),
+    ]:
+        entry = known.entry(name)
+        assert sha256_file(ASSETS / path) == entry.sha256 and (ASSETS / path).stat().st_size == entry.bytes
+    assert (
+        sha256_file(ASSETS / "detectors/det_500m.onnx")
+        == (known.entry("insightface/buffalo_s").files["det_500m.onnx"])
+    )
+    for path in (ASSETS / "recognisers").glob("*.onnx"):
+        assert known.licences(sha256_file(path)), path.name

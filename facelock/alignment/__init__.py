@@ -8,15 +8,20 @@ from facelock.errors import ConfigError
 
 if TYPE_CHECKING:
     from facelock.alignment.inswapper import InSwapper
+    from facelock.alignment.warp import WarpAligner
 
-ALIGNERS = ("inswapper",)
+ALIGNERS = ("inswapper", "warp")
 """Kinds that a recipe can name."""
 
 
-def aligner_class(kind: str) -> type[InSwapper]:
+def aligner_class(kind: str) -> type[InSwapper] | type[WarpAligner]:
     """Class of the aligner ``kind``. Raises ``ConfigError`` for an unknown one."""
-    if kind != "inswapper":
-        raise ConfigError(f"no aligner is called {kind!r}. Give one of {', '.join(ALIGNERS)}.")
-    from facelock.alignment.inswapper import InSwapper
+    if kind == "inswapper":
+        from facelock.alignment.inswapper import InSwapper
 
-    return InSwapper
+        return InSwapper
+    if kind == "warp":
+        from facelock.alignment.warp import WarpAligner
+
+        return WarpAligner
+    raise ConfigError(f"no aligner is called {kind!r}. Give one of {', '.join(ALIGNERS)}.")

@@ -135,7 +135,7 @@ def _publish(
         p["jitter"] = over_clips([c.flicker.jitter_ratio for c in characters]).model_dump()
         p["honesty"] = over_clips([c.honesty.ratio for c in characters]).model_dump()
         p["per_character"] = [
-            {"name": c.name, **c.figures.model_dump(exclude={"wrong_spans"})} for c in characters
+            {"name": c.name, **c.figures.model_dump(exclude={"wrong_spans", "spans"})} for c in characters
         ]
         results["arms"][name] = p
         columns.append(

@@ -17,7 +17,11 @@ import torch
 
 from facelock.errors import ConfigError
 from facelock.faces.crate import CrateEncoder
+from facelock.faces.kinds import kind_of
 from facelock.faces.onnx_pack import OnnxEncoder, OnnxPack
+from facelock.faces.opencv import YunetDetector
+from facelock.faces.pack import Detector, Pack
+from facelock.faces.scrfd import ScrfdDetector
 from facelock.protocols import Encoder
 from facelock.types import Thresholds
 from facelock.weights import thresholds as catalog_thresholds
@@ -73,4 +77,16 @@ def load_pack(
     )
 
 
-__all__ = ["ENCODERS", "CrateEncoder", "OnnxEncoder", "OnnxPack", "load_encoder", "load_pack"]
+__all__ = [
+    "ENCODERS",
+    "CrateEncoder",
+    "Detector",
+    "OnnxEncoder",
+    "OnnxPack",
+    "Pack",
+    "ScrfdDetector",
+    "YunetDetector",
+    "kind_of",
+    "load_encoder",
+    "load_pack",
+]

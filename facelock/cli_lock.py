@@ -1,0 +1,111 @@
+"""``facelock lock``: the command for clips that exist already."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from facelock import cli
+from facelock.cli import (
+    AsJson,
+    Commercial,
+    Debug,
+    Device,
+    FaceIndex,
+    Faces,
+    FacesSpec,
+    JudgeSpec,
+    Quiet,
+    RecipeName,
+    Target,
+)
+from facelock.terminal import running
+
+EXAMPLES = """\
+Examples:
+
+\b
+  facelock lock drifted.mp4 --face samples/faces/maria.png -o fixed.mp4
+  facelock lock actor.mp4 --face maria.face --aligner warp -o maria.mp4
+  facelock lock scene.mp4 --face maria.face --replace actor.jpg -o maria.mp4
+
+Interrupted or killed, the same command goes on where it stopped."""
+
+
+@cli.app.command(epilog=EXAMPLES)
+def lock(
+    video: Annotated[Path, typer.Argument(metavar="CLIP", help="An existing video, of any origin.")],
+    face: Faces,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT.mp4", help="The clip; its report goes beside it.")
+    ],
+    recipe: RecipeName = "miniature",
+    device: Device = "auto",
+    aligner: Annotated[
+        str | None,
+        typer.Option(
+            "--aligner", metavar="KIND", help="inswapper or warp. Default: what suits the recognisers."
+        ),
+    ] = None,
+    faces: FacesSpec = None,
+    judge: JudgeSpec = None,
+    replace: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--replace", metavar="PICTURE", help="Who in CLIP is to have the face; once per --face, in order."
+        ),
+    ] = None,
+    no_restore: Annotated[bool, typer.Option("--no-restore", help="Leave the restoration out.")] = False,
+    target: Target = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing OUT.mp4.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget an unfinished run instead of resuming.")
+    ] = False,
+    face_index: FaceIndex = None,
+    commercial: Commercial = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Give a character of CLIP the face of PICTURE in every frame; all else stays as it is.
+
+    Frame times, size, colours and sound are kept; other people's faces keep every pixel. Leaves OUT.mp4,
+    OUT.report.json and OUT.report.html; while it runs, OUT.mp4.partial/ holds what is finished.
+    """
+    from facelock.footage_io import probe
+    from facelock.job import check_share
+    from facelock.journal import claim
+    from facelock.recipe import load_recipe
+
+    check_share(target)
+    chosen = load_recipe(recipe)
+    with ExitStack() as stack:
+        display = stack.enter_context(running(quiet, debug, cli.RESUME_HINT))
+        probe(video)  # refused at once, before an output is claimed or a model is loaded
+        from facelock.footage import refuse_onto_itself
+
+        refuse_onto_itself(video, output)
+        journal = stack.enter_context(claim(output, overwrite=overwrite, restart=restart))
+        display.say("loading")
+        from facelock import api
+
+        footage = api.lock(
+            video,
+            face,
+            recipe=chosen,
+            device=device,
+            aligner=aligner,
+            packs=faces,
+            judge=judge,
+            restore=not no_restore,
+            replace=replace or None,
+            faces=face_index or (),
+            commercial=commercial,
+            progress=display.step,
+        )
+        report = footage.save(journal, restart=restart, target=target)
+    cli._tell(report, output, as_json=as_json, quiet=quiet)
+    cli._require(report, chosen.target if target is None else target)

@@ -1,0 +1,141 @@
+"""SCRFD detectors in insightface's ONNX format (Guo et al. 2021, arXiv:2105.04714).
+
+Pictures are prepared as ``insightface.app.FaceAnalysis`` prepares them, so the same files find the same
+faces; but frames go through in batches of one fixed shape, so that a frame's result never depends on the
+other frames.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from facelock.errors import FaceLockError, ModelError
+from facelock.faces.pack import Floats, Found, gather, require_finite, to_planes
+from facelock.runtime import BatchSession, fixed
+from facelock.types import Faces
+
+OVERLAP = 0.4
+"""Intersection over union above which the weaker of two boxes is the same face."""
+LEVELS = {9: ((8, 16, 32), 2), 15: ((8, 16, 32, 64, 128), 1)}
+"""Number of an SCRFD file's outputs → its strides, and its anchors per cell."""
+
+
+class ScrfdDetector:
+    """:class:`facelock.faces.pack.Detector` over one SCRFD file."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        detection_size: int = 640,
+        threshold: float = 0.5,
+        batch: int = 16,
+        device: torch.device | str = "cpu",
+        centred: bool = True,
+    ) -> None:
+        """Open the file.
+
+        ``detection_size`` is the side in pixels to which frames are scaled, rounded up to a multiple of 32;
+        ``threshold`` in [0, 1] the score from which a box is a face; ``batch`` frames go through at once.
+        ``centred`` maps pixel centres on pixel centres on the way back, as resizing does; insightface only
+        divides, which is off by up to half a detection pixel, and ``centred=False`` does as it does.
+        Raises ``ModelError``, ``DeviceError``.
+        """
+        self.threshold, self._centred = threshold, centred
+        self._session = BatchSession(path, device, batch=batch)
+        outputs = self._session.outputs
+        if len(outputs) not in LEVELS or [len(shape) for shape in self._session.inputs.values()] != [4]:
+            raise ModelError(
+                f"{path}: {len(outputs)} outputs are not those of an SCRFD detector with landmarks. "
+                "Give one with 9 or 15."
+            )
+        ((self._input, shape),) = self._session.inputs.items()
+        self.detection_size = fixed(shape[2]) or -(-detection_size // 32) * 32
+        self._flat = len(next(iter(outputs.values()))) == 2
+        if self._flat:  # such files take one picture at a time
+            self._session.batch = 1
+        self._strides, self._anchors = LEVELS[len(outputs)]
+        self._centres, self._scales = self._cells()
+
+    def _cells(self) -> tuple[Floats, Floats]:
+        """(n, 2) positions in pixels of all anchors of all levels, and their strides, (n, 1)."""
+        centres, scales = [], []
+        for stride in self._strides:
+            count = self.detection_size // stride
+            cells = np.stack(list(np.mgrid[:count, :count][::-1]), -1).reshape(-1, 2) * stride
+            centres.append(np.repeat(cells, self._anchors, 0))
+            scales.append(np.full((len(centres[-1]), 1), stride))
+        return np.concatenate(centres).astype(np.float32), np.concatenate(scales).astype(np.float32)
+
+    def detect(self, frames: Tensor) -> Faces:
+        """See :class:`facelock.faces.pack.Detector`. Raises FaceLockError for NaN in frames or scores."""
+        if not len(frames):
+            return gather([])
+        require_finite(frames)
+        outputs, levels = self._run(frames), len(self._strides)
+        scores, boxes, points = (
+            np.concatenate(outputs[kind * levels : (kind + 1) * levels], 1) for kind in range(3)
+        )
+        if scores.shape[1] != len(self._centres) or not np.isfinite(scores).all():
+            raise FaceLockError("The face detector returned no usable scores. Its weights are damaged.")
+        height, width = frames.shape[-2:]
+        scale = self._inner(height, width)[0] / height
+        return gather(
+            [self._faces_of(*rows, scale) for rows in zip(scores[..., 0], boxes, points, strict=True)]
+        )
+
+    def _run(self, frames: Tensor) -> list[Floats]:
+        """The outputs, (T, n, 1 or 4 or 10) each."""
+        outputs = self._session.run_made(len(frames), lambda rows: {self._input: self._blob(frames[rows])})
+        return [o.reshape(len(frames), -1, o.shape[-1]) for o in outputs] if self._flat else outputs
+
+    def _inner(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a frame within the detection square."""
+        side = self.detection_size
+        if height > width:
+            return side, max(1, int(side / (height / width)))
+        return max(1, int(side * (height / width))), side
+
+    def _blob(self, frames: Tensor) -> Floats:
+        """Frames in the top left corners of black squares, as the network takes them."""
+        side = self.detection_size
+        height, width = self._inner(*frames.shape[-2:])
+        squares = np.full((len(frames), 3, side, side), -127.5 / 128, np.float32)
+        for square, frame in zip(squares, frames, strict=True):
+            for channel, plane in zip(square, to_planes(frame), strict=True):
+                channel[:height, :width] = cv2.resize(plane, (width, height))
+                channel[:height, :width] -= 127.5
+                channel[:height, :width] /= 128
+        return squares
+
+    def _faces_of(self, scores: Floats, boxes: Floats, points: Floats, scale: float) -> Found:
+        sure = np.flatnonzero(scores >= self.threshold)
+        sure = sure[np.argsort(-scores[sure], kind="stable")]
+        centre = self._centres[sure]
+        reach, offset = (rows[sure] * self._scales[sure] for rows in (boxes, points))
+        box = np.concatenate([centre - reach[:, :2], centre + reach[:, 2:]], 1)
+        shift = np.float32(0.5 / scale - 0.5 if self._centred else 0.0)
+        box = np.asarray(box / np.float32(scale) + shift, np.float32)
+        landmarks = (centre[:, None] + offset.reshape(-1, 5, 2)) / np.float32(scale) + shift
+        kept = distinct(box)
+        return box[kept], np.asarray(landmarks[kept], np.float32), scores[sure][kept]
+
+
+def distinct(boxes: Floats) -> list[int]:
+    """Greedy non-maximum suppression of (n, 4) boxes, the surest first, with insightface's pixel count."""
+    area = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
+    kept: list[int] = []
+    left = np.arange(len(boxes))
+    while len(left):
+        first, left = int(left[0]), left[1:]
+        kept.append(first)
+        low = np.maximum(boxes[first, :2], boxes[left, :2])
+        high = np.minimum(boxes[first, 2:], boxes[left, 2:])
+        common = np.maximum(0, high - low + 1).prod(1)
+        left = left[common / (area[first] + area[left] - common) <= OVERLAP]
+    return kept

@@ -1,0 +1,169 @@
+"""What ``facelock lock`` works with: the recipe's own stages, or other recognisers with an aligner that suits them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from facelock.alignment import aligner_class
+from facelock.assembly import Assembly
+from facelock.closed_loop import Locker, RestoreLoop
+from facelock.errors import ConfigError
+from facelock.ledger import Judge
+from facelock.perception import MINIATURE, Perception, open_perception
+from facelock.pipeline import Pipeline
+from facelock.protocols import FacePack
+from facelock.recipe import Recipe, load_recipe
+from facelock.runtime import resolve_device
+
+WARP = "warp"
+"""The aligner for recognisers that no generative aligner was trained with."""
+_ROLES = ("faces.", "lock.", "restore.restorer", "judge.")
+
+
+class SameSize:
+    """Stage 3's first half where the size stays: an upscaler by one."""
+
+    scale = 1
+
+    def upscale(self, frames: Tensor) -> Tensor:
+        """The frames themselves."""
+        return frames
+
+
+@dataclass(frozen=True)
+class LockParts:
+    """The stages that work on an existing clip."""
+
+    recipe: Recipe
+    pack: FacePack
+    """Detector and recogniser of the loop."""
+    locker: Locker
+    restorer: RestoreLoop | None
+    """At the clip's own size; None: faces are left as the lock made them."""
+    judge: Judge
+    aligner: str
+    """Its kind."""
+    perception: tuple[str, str]
+    """Names of the loop's pack and of the judge."""
+    weights: Mapping[str, str]
+    """Role of each model → sha256, as far as the recipe names it."""
+    device: str
+    reader: Pipeline
+    """Reads references with these recognisers."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the pixels, as plain JSON values."""
+        return {
+            "recipe": self.recipe.settings(),
+            "aligner": self.aligner,
+            "perception": {"faces": self.pack.encoder.id, "judge": self.judge.encoder},
+            "restore": self.restorer is not None,
+            "weights": dict(self.weights),
+            "device": self.device,
+        }
+
+
+def open_parts(
+    recipe: str | Path | Recipe = MINIATURE,
+    device: str = "auto",
+    *,
+    aligner: str | None = None,
+    packs: str | None = None,
+    judge: str | None = None,
+    restore: bool = True,
+    commercial: bool = False,
+) -> LockParts:
+    """Load what locks a clip.
+
+    Without ``packs`` and ``judge`` the recipe's own recognisers, aligner and restorer; with other ones (names as
+    :func:`facelock.perception.open_perception` takes them) the aligner ``warp``. ``aligner`` names another kind.
+    ``commercial`` refuses weights whose licence does not allow commercial use. Raises ``ConfigError`` then and where
+    they do not fit together, ``ModelError``, ``DeviceError``.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    if packs in (None, MINIATURE) and judge in (None, MINIATURE):
+        parts = Assembly(chosen, device, commercial)
+        return _of_recipe(chosen, parts, aligner or chosen.lock.kind, restore)
+    seen = open_perception(packs or MINIATURE, judge, device=resolve_device(device), commercial=commercial)
+    return _of_packs(Assembly(chosen, device, commercial, seen), seen, aligner or WARP)
+
+
+def _of_recipe(recipe: Recipe, parts: Assembly, aligner: str, restore: bool) -> LockParts:
+    own = aligner == recipe.lock.kind
+    weights = {role: sha for role, sha in parts.weights.items() if role.startswith(_ROLES)}
+    return LockParts(
+        recipe=recipe,
+        pack=parts.pack,
+        locker=parts.locker if own else _locker(recipe, parts.pack, aligner, parts.device),
+        restorer=_restorer(recipe, parts) if own and restore else None,
+        judge=_independent(parts.judge, parts.pack),
+        aligner=aligner,
+        perception=(MINIATURE, MINIATURE),
+        weights=weights,
+        device=parts.device,
+        reader=Pipeline(recipe, parts),
+    )
+
+
+def _of_packs(parts: Assembly, seen: Perception, aligner: str) -> LockParts:
+    recipe = parts.recipe
+    if aligner == recipe.lock.kind:
+        raise ConfigError(
+            f"The recipe's aligner {aligner} was made for its own recogniser, not for {seen.names[0]}. "
+            f"Give --aligner {WARP}, or leave --faces and --judge out."
+        )
+    return LockParts(
+        recipe=recipe,
+        pack=parts.pack,
+        locker=_locker(recipe, parts.pack, aligner, parts.device),
+        restorer=None,
+        judge=_independent(parts.judge, parts.pack),
+        aligner=aligner,
+        perception=seen.names,
+        weights={},
+        device=parts.device,
+        reader=Pipeline(recipe, parts),
+    )
+
+
+def _locker(recipe: Recipe, pack: FacePack, aligner: str, device: str) -> Locker:
+    """An aligner that needs no weights of its own, at full strength; done when the encoder is sure."""
+    made: Any = aligner_class(aligner)
+    return Locker(
+        pack,
+        made(encoder=pack.encoder.id, batch=recipe.lock.batch, device=device),
+        ladder=(1.0,),
+        target=pack.encoder.thresholds.far_1e4,
+    )
+
+
+def _restorer(recipe: Recipe, parts: Assembly) -> RestoreLoop | None:
+    """The recipe's restoration, for frames that keep their size."""
+    own = parts.restorer
+    if own.restorer is None:
+        return None
+    settings = recipe.restore
+    return RestoreLoop(
+        parts.pack,
+        SameSize(),
+        own.restorer,
+        ladder=settings.ladder,
+        target=settings.target,
+        consistency=settings.consistency,
+    )
+
+
+def _independent(judge: Judge, pack: FacePack) -> Judge:
+    """A recogniser that the lock optimises proves nothing."""
+    if judge.encoder == pack.encoder.id:
+        raise ConfigError(
+            f"The judge would be {judge.encoder}, which the lock itself optimises: its word would prove nothing. "
+            "Name another recogniser with --judge."
+        )
+    return judge

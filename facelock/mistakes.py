@@ -1,0 +1,66 @@
+"""What pydantic found wrong in a file, as sentences: ``lock.lader: unknown key, did you mean 'ladder'?``.
+
+Shared by recipes and storyboards. Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+Place = tuple[str | int, ...]
+"""Keys and indices from the top of a file to a value."""
+
+
+def sentence(detail: ErrorDetails, root: type[BaseModel], whole: str) -> str:
+    """One mistake, led by where it is; ``whole`` names the file's kind where that is the top.
+
+    ``root`` is the model that was validated: its keys are what an unknown one may have been meant to be.
+    """
+    place = tuple(part for part in detail["loc"] if part != "[key]")
+    key = ".".join(str(part) for part in place) or whole
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: unknown key{did_you_mean(str(place[-1]), known_keys(root, place[:-1]))}"
+    if detail["type"] == "missing":
+        return f"{key}: is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    found = detail.get("input")
+    shown = f" (found {_short(found)})" if isinstance(found, int | float | str) else ""
+    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``, did you mean 'ladder'?``, or nothing where no known word is close."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def known_keys(root: type[BaseModel], place: Place) -> list[str]:
+    """Keys that the model at ``place`` below ``root`` knows; empty where no model stands."""
+    kind: Any = root
+    for part in place:
+        model = _model(kind)
+        if model is None:  # a list or a mapping, whose items are all of its last kind
+            kind = next((inner for inner in reversed(get_args(kind)) if inner is not Ellipsis), None)
+            continue
+        fields = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+        kind = fields.get(str(part))
+    model = _model(kind)
+    return [field.alias or name for name, field in model.model_fields.items()] if model else []
+
+
+def _model(kind: Any) -> type[BaseModel] | None:
+    """``Lock`` or ``Lock | None`` → ``Lock``; None for anything else."""
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:
+        kind = next((inner for inner in get_args(kind) if inner is not type(None)), None)
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

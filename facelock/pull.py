@@ -1,0 +1,247 @@
+"""Bringing a public weight of the catalog into the cache folder, once, whole and verified.
+
+::
+
+    path = pull("opencv/sface", progress=lambda stage, done, total: ...)
+
+Any number of processes may pull the same weight at once: one fetches, the others wait for it. A weight appears
+under its final name only when all of it is there and its sha256 is the catalog's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from facelock.catalog import Catalog, Entry, Fetch
+from facelock.download import MIB, PIECE, Wire, cache_error, download
+from facelock.errors import ConfigError, InputError, ModelError, OutputBusyError, StorageError
+from facelock.files import lock_file, publish, sync_folder
+from facelock.protocols import Progress
+from facelock.weights import damaged, digest, is_here, missing, require_commercial, sha256_file
+
+log = logging.getLogger(__name__)
+
+MARGIN = 16 * MIB
+"""Bytes that stay free on the disk."""
+WAIT = 0.2
+"""Seconds between two looks at what another process is fetching."""
+
+
+def pull(
+    name: str, *, commercial: bool = False, progress: Progress | None = None, wire: Wire | None = None
+) -> Path:
+    """Fetch the weight ``name`` unless it is here already; return its file or folder.
+
+    ``commercial`` refuses one whose licence does not allow commercial use. ``progress(name, bytes_done, bytes)``
+    is called as bytes come. Raises ``ConfigError`` for a name the catalog does not know or a refused licence,
+    ``ModelError`` when it cannot be fetched or is not what the catalog knows, ``StorageError`` when the disk is
+    full or the cache folder cannot be written.
+    """
+    return pull_entry(find(name, commercial=commercial), progress=progress, wire=wire)
+
+
+def find(name: str, *, commercial: bool = False) -> Entry:
+    """The catalog's entry ``name``, or its alias. Raises ``ConfigError``."""
+    catalog = Catalog.load()
+    entry = catalog.find(name)
+    if entry is None:
+        raise ConfigError(str(catalog.unknown(name)))
+    if commercial:
+        require_commercial([entry.name])
+    return entry
+
+
+def pull_entry(entry: Entry, *, progress: Progress | None = None, wire: Wire | None = None) -> Path:
+    """:func:`pull` for an entry at hand."""
+    if first_damage(entry) is None:
+        return entry.path
+    if entry.fetch is None:
+        raise ModelError(missing(entry) if not is_here(entry) else damaged(entry, entry.path))
+    tell = progress or (lambda *_: None)
+    folder = entry.path.parent
+    with _cache(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise cache_error(PermissionError(13, "Permission denied"), folder)
+    with _alone(entry, tell):
+        if first_damage(entry) is not None:  # else the process that was waited for has brought it
+            FETCHERS[entry.fetch.kind](entry, entry.fetch, wire or Wire(), tell)
+    return entry.path
+
+
+def first_damage(entry: Entry) -> Path | None:
+    """The first file of ``entry`` that is missing or not the one the catalog knows; None when it is whole."""
+    for path, sha256 in entry.digests().items():
+        if not path.is_file() or digest(path) != sha256:
+            return path
+    return None
+
+
+def _fetch_file(entry: Entry, fetch: Fetch, wire: Wire, tell: Progress) -> None:
+    """The address gives the weight itself."""
+    part = _part(entry)
+    size = fetch.bytes or entry.bytes
+    _require_room(part, size)
+    download(
+        fetch.urls, part, size=size, sha256=fetch.sha256 or entry.sha256,
+        name=entry.name, wire=wire, progress=tell,
+    )  # fmt: skip
+    publish(part, entry.path)
+
+
+def _fetch_zip(entry: Entry, fetch: Fetch, wire: Wire, tell: Progress) -> None:
+    """The address gives an archive of the entry's files."""
+    part = _part(entry)
+    _require_room(part, fetch.bytes + entry.bytes)
+    download(
+        fetch.urls, part, size=fetch.bytes, sha256=fetch.sha256 or "",
+        name=entry.name, wire=wire, progress=tell,
+    )  # fmt: skip
+    fresh = entry.path.with_name(f".{entry.path.name}.unpacking")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        with _cache(fresh):
+            fresh.mkdir()
+        unpack(part, entry, fresh)
+        with _cache(entry.path):
+            _swap(fresh, entry.path)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    with suppress(OSError):
+        part.unlink()
+
+
+FETCHERS: dict[str, Callable[[Entry, Fetch, Wire, Progress], None]] = {
+    "file": _fetch_file,
+    "zip": _fetch_zip,
+}
+"""Kind of a catalog's ``fetch`` table → what brings it. Another way to fetch is another row."""
+
+
+def unpack(archive: Path, entry: Entry, folder: Path) -> None:
+    """Copy the files that ``entry`` names out of ``archive`` into the existing ``folder``, and verify each.
+
+    They may lie in the archive's root or in one folder. Names come from the catalog, never from the archive, so
+    that nothing of it can be written elsewhere; what it holds besides is left in it. Raises ``ModelError`` when a
+    file is missing, larger than the entry says, or another one; ``StorageError``.
+    """
+    left = entry.bytes
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for name, sha256 in entry.files.items():
+                info = _member(opened, name)
+                if info is None:
+                    raise ModelError(f"{archive}: holds no {name}. Pull {entry.name} again later.")
+                left -= _copy(opened, info, folder / name, left)
+                if sha256_file(folder / name) != sha256:
+                    raise ModelError(
+                        f"{archive}: its {name} is not the one the catalog knows. Pull again later."
+                    )
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"{archive}: cannot be unpacked ({error}). Pull {entry.name} again later."
+        ) from error
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo | None:
+    return next((i for i in archive.infolist() if name in (i.filename, i.filename.partition("/")[2])), None)
+
+
+def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, most: int) -> int:
+    """Copy one member of at most ``most`` bytes, whatever its header says; return how many."""
+    done = 0
+    with _cache(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _opened(archive, info) as source, target.open("wb") as file:
+            while piece := _read(source):
+                done += len(piece)
+                if done > most:
+                    raise ModelError(
+                        f"{target.name}: unpacks to more than the catalog says. Pull again later."
+                    )
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    return done
+
+
+def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    try:
+        return archive.open(info)
+    except (OSError, ValueError) as error:  # a damaged archive must not be taken for a failing disk
+        raise zipfile.BadZipFile(str(error)) from error
+
+
+def _read(source: IO[bytes]) -> bytes:
+    try:
+        return source.read(PIECE)
+    except (OSError, ValueError) as error:
+        raise zipfile.BadZipFile(str(error)) from error
+
+
+def _swap(fresh: Path, path: Path) -> None:
+    """Give the folder ``fresh`` the name ``path``; a damaged one of that name goes."""
+    if path.exists():
+        old = path.with_name(f".{path.name}.damaged")
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+    fresh.rename(path)
+    sync_folder(path.parent)
+
+
+def _part(entry: Entry) -> Path:
+    """Where what has come lies until it is whole."""
+    return entry.path.with_name(entry.path.name + ".part")
+
+
+@contextmanager
+def _alone(entry: Entry, tell: Progress) -> Iterator[None]:
+    """Hold the entry's lock; while another process holds it, wait, and tell how far that one is."""
+    lock = entry.path.with_name(f".{entry.path.name}.lock")
+    total = (entry.fetch.bytes if entry.fetch else 0) or entry.bytes
+    with ExitStack() as stack:
+        waited = False
+        while True:
+            try:
+                stack.enter_context(lock_file(lock))
+                break
+            except InputError as error:  # a shared cache folder in which somebody else made the lock
+                raise cache_error(PermissionError(13, "Permission denied"), lock) from error
+            except OutputBusyError:
+                if not waited:
+                    log.info("another process is fetching %s; waiting for it", entry.name)
+                waited = True
+            part = _part(entry)
+            tell(entry.name, min(part.stat().st_size if part.exists() else 0, total), total)
+            time.sleep(WAIT)
+        yield
+
+
+def _require_room(part: Path, size: int) -> None:
+    """Raise ``StorageError`` unless the disk has room for what of ``size`` bytes is not in ``part`` yet."""
+    here = part.stat().st_size if part.exists() else 0
+    needed, free = max(size - here, 0) + MARGIN, shutil.disk_usage(part.parent).free
+    if free < needed:
+        raise StorageError(
+            f"{part.parent}: about {needed / MIB:.0f} MiB are needed, {free / MIB:.0f} MiB are free. "
+            "Make room, or set FACELOCK_HOME to a folder on another disk."
+        )
+
+
+@contextmanager
+def _cache(path: Path) -> Iterator[None]:
+    """Map every ``OSError`` of the block to ``StorageError`` about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise cache_error(error, path) from error

@@ -1,0 +1,60 @@
+"""The film's sound: each shot's audio in its place, the film's own under it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ffmpeg
+
+from facelock.joining import run_ffmpeg, sound_input
+from facelock.storyboards.cut import Cut, Placed
+
+RATE = 48_000
+"""Samples per second."""
+
+
+def sounds(cut: Cut) -> list[Path]:
+    """All audio files of the film; empty: it is silent."""
+    board = cut.plan.board
+    own = [board.path(board.audio)] if board.audio else []
+    return own + [shot.unit.audio for shot in cut.shots if shot.unit.audio]
+
+
+def write_soundtrack(cut: Cut, path: Path) -> None:
+    """Write the mix as a WAV of float samples, 48 kHz stereo, exactly as long as the film.
+
+    Each sound is cut or padded to its shot; where shots dissolve, so do their sounds. Raises
+    ``EncoderError``, ``StorageError``.
+    """
+    length = cut.frames / float(cut.fps)
+    silence = ffmpeg.input(f"anullsrc=r={RATE}:cl=stereo", f="lavfi", t=f"{length:.6f}")
+    tracks = [silence.audio] + [_placed(cut, shot) for shot in cut.shots if shot.unit.audio]
+    board = cut.plan.board
+    if board.audio:
+        tracks.append(_fitted(board.path(board.audio), length))
+    mix = ffmpeg.filter(tracks, "amix", inputs=len(tracks), duration="first", normalize=0)
+    out = mix.output(
+        str(path), format="wav", acodec="pcm_f32le", fflags="+bitexact", flags="+bitexact", map_metadata=-1
+    )
+    run_ffmpeg(out, path)
+
+
+def _fitted(path: Path, seconds: float) -> Any:
+    sound = sound_input(path).filter("aformat", channel_layouts="stereo")
+    return sound.filter("apad", whole_dur=f"{seconds:.6f}").filter("atrim", end=f"{seconds:.6f}")
+
+
+def _placed(cut: Cut, shot: Placed) -> Any:
+    fps, path = float(cut.fps), shot.unit.audio
+    if path is None:
+        raise ValueError(f"the shot {shot.unit.name} has no sound")
+    seconds = shot.frames / fps
+    sound = _fitted(path, seconds)
+    if shot.overlap:
+        sound = sound.filter("afade", type="in", duration=f"{shot.overlap / fps:.6f}")
+    if shot.overlap_after:
+        long = shot.overlap_after / fps
+        sound = sound.filter("afade", type="out", start_time=f"{seconds - long:.6f}", duration=f"{long:.6f}")
+    samples = round(shot.start * RATE / cut.fps)
+    return sound.filter("adelay", f"{samples}S", all=1) if samples else sound
