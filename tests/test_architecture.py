@@ -14,7 +14,7 @@ LEVELS = [
     {"types"},
     {"protocols", "files", "bootstrap"},
     {"nets", "runtime", "geometry", "images", "video", "weights", "calibration", "appearance"},
-    {"faces", "perception", "identity", "ledger", "figures", "comparison", "verdict"},
+    {"faces", "perception", "identity", "ledger", "spans", "figures", "comparison", "verdict"},
     {"closed_loop", "blueprint", "alignment", "restoration"},
     {"recipe", "job", "report_model"},
     {"report", "report_page", "report_plot", "journal", "parts", "steps", "output", "assembly"},
