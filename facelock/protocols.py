@@ -40,7 +40,7 @@ class Backbone(Protocol):
 class Aligner(Protocol):
     """Stage 2: gives crops the reference's identity. A pure function of each crop.
 
-    One whose crops keep their bits wherever nothing was to be done may say so with an attribute ``only_changes = True``:
+    One whose crops keep their bits where nothing was to be done may say so with an attribute ``only_changes = True``:
     then only what differs is pasted, and the rest of the face's square keeps the frame's own pixels.
     """
 
