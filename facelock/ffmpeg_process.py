@@ -79,12 +79,15 @@ class FfmpegProcess:
         except (BrokenPipeError, ValueError):
             self._fail()
 
-    def finish(self) -> None:
-        """Close the input and wait for a good end."""
+    def finish(self, patience: float = PATIENCE) -> None:
+        """Close the input and wait for a good end, ``patience`` seconds at most.
+
+        Raises ``EncoderError``, ``StorageError``.
+        """
         with suppress(BrokenPipeError):
             self._stdin.close()
         try:
-            code = self._child.wait(PATIENCE)
+            code = self._child.wait(patience)
         except subprocess.TimeoutExpired:
             self.kill()
             raise EncoderError("ffmpeg hangs. Give the same command again; finished work is kept.") from None

@@ -16,31 +16,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from facelock.bootstrap import Array, Estimate, Figure, linear_estimate, missing, over_clips
 from facelock.errors import FaceLockError
+from facelock.spans import Flags, LostSpan, Reason, Span, lost_spans, spans
 from facelock.types import Status, Thresholds, Unreadable
 
 EDGE_SHARE = 0.15
 """Share of the readable frames at either end that drift compares (FramePack's start-end contrast)."""
 SLOPE_SECONDS = 2.0
 """Readable seconds below which a slope per minute says nothing."""
-SPAN_SECONDS = 0.5
-"""Shortest span of a wrong person that is reported."""
-SPAN_SHARE = 0.8
-"""Share of the readable frames of such a span that are wrong; one lucky frame does not hide it."""
 BRIDGE_SECONDS = 0.5
 """An unreadable gap up to this long does not end a run below a threshold."""
 COPY_PASTE = 1.05
 """Fraction of the ceiling above which a face is pasted rather than alike."""
 
-Flags = NDArray[np.bool_]
-Reason = Literal["wrong", "absent", "cropped", "small", "turned", "blurred", "unreadable"]
-"""Why a character is not seen as itself; ``unreadable`` where the ledger does not say more."""
 _READABLE = frozenset({Status.VERIFIED, Status.WEAK, Status.WRONG})
 _SCALARS = ("yaw", "pitch", "roll", "face_height", "sharpness", "mouth", "eyes", "residual")
 
@@ -142,23 +135,6 @@ class PerThreshold(Figure):
     far_1e2: float | None = None
     far_1e3: float | None = None
     far_1e4: float | None = None
-
-
-class Span(Figure):
-    """A stretch of the clip."""
-
-    start: float
-    """Seconds from the clip's beginning."""
-    end: float
-    """Seconds; the first moment after it."""
-
-
-class LostSpan(Span):
-    """A stretch in which the character is not seen as itself, for one reason."""
-
-    reason: Reason
-    """wrong: somebody else is seen; absent: no face; cropped, small, turned, blurred: a face that cannot be
-    judged, which is no drift; unreadable: the same without a known reason."""
 
 
 class Ceiling(Figure):
@@ -308,46 +284,6 @@ def longest_below(similarity: Array, threshold: float, *, fps: float) -> float |
     return longest / fps
 
 
-def spans(flags: Flags, readable: Flags, *, fps: float) -> tuple[Span, ...]:
-    """Spans of at least ``SPAN_SECONDS`` in which nearly all readable frames are flagged.
-
-    Both are (T,) bool. A window counts where at least half of it is readable and ``SPAN_SHARE`` of that is
-    flagged, so one frame that happens to pass does not hide half a second of a stranger.
-    """
-    total = len(flags)
-    window = min(total, max(1, round(SPAN_SECONDS * fps)))
-    if not total:
-        return ()
-    marked = np.zeros(total, dtype=bool)
-    hits, seen = (np.concatenate([[0], np.cumsum(mask)]) for mask in (flags & readable, readable))
-    for begin in range(total - window + 1):
-        count, base = hits[begin + window] - hits[begin], seen[begin + window] - seen[begin]
-        if 2 * base >= window and count >= SPAN_SHARE * base:
-            inside = begin + np.flatnonzero((flags & readable)[begin : begin + window])
-            marked[inside[0] : inside[-1] + 1] = True
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], marked.astype(int), [0]])))
-    pairs = zip(edges[::2], edges[1::2], strict=True)
-    return tuple(Span(start=float(begin / fps), end=float(end / fps)) for begin, end in pairs)
-
-
-def lost_spans(series: Series, *, fps: float) -> tuple[LostSpan, ...]:
-    """Where a character is wrong, absent or cannot be judged, told apart, by time.
-
-    ``wrong`` is counted among readable frames, as in :func:`spans`; the others among all frames.
-    """
-    everywhere = np.ones(len(series), dtype=bool)
-    found = [
-        LostSpan(start=span.start, end=span.end, reason=why)
-        for why in get_args(Reason)
-        for span in spans(
-            np.array([reason == why for reason in series.reason], dtype=bool),
-            series.readable if why == "wrong" else everywhere,
-            fps=fps,
-        )
-    ]
-    return tuple(sorted(found, key=lambda span: (span.start, span.end)))
-
-
 def ceiling_figure(mean: float | None, ceiling: float | None) -> Ceiling:
     """Relate a mean similarity to the ceiling; above 1.05 the copy-paste alarm is raised."""
     if mean is None or ceiling is None or ceiling <= 0:
@@ -388,7 +324,7 @@ def clip_figures(
         corrected_slope=corrected_slope(similarity, covariates(series), fps=fps, seed=seed),
         ceiling=ceiling_figure(mean.value, ceiling),
         wrong_spans=spans(series.wrong, series.readable, fps=fps),
-        spans=lost_spans(series, fps=fps),
+        spans=lost_spans(series.reason, series.readable, fps=fps),
         reason=None if readable else "no readable face in the clip",
     )
 

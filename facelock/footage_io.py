@@ -180,9 +180,10 @@ class VideoReader:
     def _pixels(self, data: bytearray) -> Tensor:
         deep, shape = self._raw["depth"] > 8, (self._raw["height"], self._raw["width"], 3)
         values: NDArray[Any] = np.frombuffer(data, np.dtype("<u2") if deep else np.uint8).reshape(shape)
-        upright = np.rot90(values, self.info.turn) if self.info.turn else values
-        planes = np.ascontiguousarray(upright.transpose(2, 0, 1))
-        return torch.from_numpy(planes.astype(np.float32)) / (65535 if deep else 255)
+        if self.info.turn:
+            values = np.ascontiguousarray(np.rot90(values, self.info.turn))
+        planes = torch.from_numpy(values).permute(2, 0, 1)
+        return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(65535 if deep else 255)
 
     def _finish(self, counts: Mapping[str, int], frames: int, ends: Fraction, odd: int) -> None:
         missing = counts["expected"] - counts["packets"]
@@ -282,9 +283,10 @@ class _Child:
 
     def _read(self, length: int) -> bytearray:
         data = bytearray(length)
-        view = memoryview(data)
+        view, waiting = memoryview(data), select.poll()
+        waiting.register(self._stdout, select.POLLIN)
         while view:
-            if not select.select([self._stdout], [], [], PATIENCE)[0]:
+            if not waiting.poll(PATIENCE * 1000):
                 self.close()
                 raise InputError(
                     f"{self._path}: its decoder gave nothing for {PATIENCE:.0f} seconds. Give another copy of it."

@@ -30,6 +30,8 @@ from facelock.video_worker import AUDIO_FORMATS, VIDEO_FORMATS
 
 COPIED = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"})
 """Audio that an mp4 holds as it is; other kinds become AAC."""
+SOUND_PATIENCE = 3600.0
+"""Seconds that a whole clip's sound may take to be copied or encoded."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def run_ffmpeg(stream: Any, target: Path) -> None:
     """Run an ffmpeg-python graph; ``target`` is named in errors. Raises ``EncoderError``, ``StorageError``."""
     process = FfmpegProcess(stream, target)
     try:
-        process.finish()
+        process.finish(SOUND_PATIENCE)
     except BaseException:
         process.kill()
         raise

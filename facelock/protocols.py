@@ -38,7 +38,11 @@ class Backbone(Protocol):
 
 @runtime_checkable
 class Aligner(Protocol):
-    """Stage 2: gives crops the reference's identity. A pure function of each crop."""
+    """Stage 2: gives crops the reference's identity. A pure function of each crop.
+
+    One whose crops keep their bits where nothing was to be done may say so with an attribute ``only_changes = True``:
+    then only what differs is pasted, and the rest of the face's square keeps the frame's own pixels.
+    """
 
     crop: CropSpec
     encoder: str

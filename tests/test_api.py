@@ -198,7 +198,9 @@ def test_verify_measures_every_frame(toy, tmp_path, monkeypatch):
 
     frames = torch.rand(50, 3, 32, 32)
     chunks = [Chunk(part, 24 * index, Fraction(25)) for index, part in enumerate(frames.split(24))]
-    monkeypatch.setattr(api, "probe", lambda _: SimpleNamespace(fps=Fraction(25), frames=50))
+    monkeypatch.setattr(
+        api, "probe", lambda _: SimpleNamespace(fps=Fraction(25), frames=50, width=32, height=32)
+    )
     monkeypatch.setattr(api, "read_chunks", lambda *_: iter(chunks))
     toy.judge = toys.Judge(wrong=range(10, 20))
     seen = []

@@ -39,6 +39,7 @@ LEVELS = [
         "face_format",
         "identity_file",
         "ledger",
+        "spans",
         "figures",
         "comparison",
         "verdict",

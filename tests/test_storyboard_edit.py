@@ -14,6 +14,7 @@ from PIL import Image
 from test_storyboard_render import RECIPE, Judge
 
 import facelock
+from facelock.bench import across
 from facelock.errors import StorageError
 from facelock.pipeline import Pipeline
 from facelock.report_model import LedgerEntry, Report
@@ -349,3 +350,19 @@ def test_without_opentimelineio_the_rest_is_made(home, tmp_path, monkeypatch):
     monkeypatch.setattr(timeline.importlib.util, "find_spec", lambda name: None)
     film = render(home, tmp_path / "film", [{}])
     assert set(film.files) == set(NAMES) - {"otio", "edl", "xml"}
+
+
+def test_the_benchmark_compares_true_clips_as_shots_are(monkeypatch, tmp_path):
+    parts = toys.Parts()
+    parts.judge.pack = Pack()
+    monkeypatch.setattr(across.Pipeline, "from_recipe", lambda *_: toys.pipeline(parts))
+
+    def true_clip(who, frames, size, seed):
+        return torch.full((frames, 3, 8, 8), 0.1) + torch.eye(3)[seed][None, :, None, None], {}
+
+    monkeypatch.setattr(across.cast, "true_clip", true_clip)
+    found = across.run(seconds=1, identities=2, out=tmp_path)
+    one, other = torch.tensor([1.1, 0.1, 0.1]), torch.tensor([0.1, 1.1, 0.1])
+    assert found["within"] == pytest.approx(1) and found["clips"] == 6
+    assert found["across"] == pytest.approx(float(torch.cosine_similarity(one, other, dim=0)), abs=1e-6)
+    assert found["loss"] == pytest.approx(1 - found["across"])

@@ -136,8 +136,11 @@ def test_a_changed_shot_is_made_anew_alone(parts):
     facelock.render(board(), "film")
     before, calls = digests(), len(parts.backbone.calls)
     changed = [SHOTS[0], {**SHOTS[1], "prompt": "{tom} laughing"}, SHOTS[2]]
-    facelock.render(board(changed), "film")
+    heard = []
+    facelock.render(board(changed), "film", on_event=heard.append)
     after = digests()
+    last = [event for event in heard if isinstance(event, events.ChunkMade)][-1]
+    assert last.shot == "s020" and last.eta == 0  # the shot after it is there already
     assert len(parts.backbone.calls) == calls + 2  # the chunks of one shot
     assert [name for name in after if after[name] != before[name]] == ["s020.mp4"]
 

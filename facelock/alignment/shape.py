@@ -54,8 +54,9 @@ def _gap(points: Doubles, layout: Layout) -> Doubles:
 
 def move(apart: Doubles, points: Doubles, layout: Layout, amount: float, unit: float) -> Doubles:
     """How far each point is moved: ``amount`` times the smoothed difference, never beyond ``FARTHEST``."""
-    squared = np.square(points[:, None] - points[None]).sum(-1)
-    near = np.exp(-squared / (2 * (SMOOTH * unit) ** 2))
+    power = np.square(points).sum(1)
+    squared = np.maximum(power[:, None] + power - 2 * points @ points.T, 0).astype(np.float32)
+    near = np.exp(-squared / np.float32(2 * (SMOOTH * unit) ** 2))
     near[:, list(layout.loose)] = 0
     smooth = near @ apart / near.sum(1, keepdims=True)
     length, limit = np.linalg.norm(smooth, axis=1, keepdims=True), FARTHEST * unit

@@ -203,6 +203,11 @@ class FilmFolder:
         files = self.files(key)
         return files.video.is_file() and files.report_json.is_file() and not files.partial.exists()
 
+    def has_accepted(self, name: str, target: float) -> bool:
+        """Whether an earlier run left a take of the shot that meets ``target``; its inputs may have changed since."""
+        take = self.records.get(name, ShotRecord()).accepted(target)
+        return take is not None and self.is_made(take.key)
+
     def published(self, name: str) -> ClipFiles:
         """Files of a shot."""
         return ClipFiles(self.shots / f"{name}.mp4")

@@ -197,7 +197,10 @@ class ShotLoop:
 def make_here(plan: Plan, film: FilmFolder, worker: Worker) -> None:
     """The engine ``local``: every shot in this process, on one pipeline that stays loaded."""
     pace = Pace(total=sum(unit.frames for unit in plan.units))
+    there = {unit.name for unit in plan.units if film.has_accepted(unit.name, unit.target)}
+    pace.spared = sum(unit.frames for unit in plan.units if unit.name in there)
     for unit in by_recipe(plan):
+        pace.spared -= unit.frames if unit.name in there else 0
         loop = ShotLoop(unit, film)
         loop.begin(worker.base(unit))
         while (number := loop.next_take()) is not None:

@@ -70,11 +70,13 @@ class Pace:
     """Frames of shots that are finished."""
     made: int = 0
     """Frames that this run has computed."""
+    spared: int = 0
+    """Frames of later shots that were made by an earlier run, as far as can be told beforehand."""
     began: float = field(default_factory=time.monotonic)
 
     def eta(self, shot_frames: int) -> float | None:
         """Seconds left, while ``shot_frames`` of the present shot are done."""
-        left = self.total - self.done - shot_frames
+        left = max(0, self.total - self.done - shot_frames - self.spared)
         return (time.monotonic() - self.began) / self.made * left if self.made else None
 
 
