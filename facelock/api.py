@@ -44,6 +44,10 @@ __all__ = ["create_identity", "generate", "load_identity", "lock", "save_identit
 
 FRAMES_PER_READ = 24
 """Frames of a finished clip held at once by :func:`verify`, at most."""
+DRAWN_ONLY = (
+    "The bundled recognisers know drawn characters only; for photographs name others, such as "
+    "--faces opencv:yunet+sface."
+)
 BYTES_PER_READ = 2**28
 """Memory that they may take; of large frames fewer are held."""
 
@@ -183,9 +187,14 @@ def create_identity(
     given = photos if isinstance(photos, list | tuple) else [photos]
     check_name(name)
     perception = open_perception(faces, judge, device=resolve_device(device), commercial=commercial)
-    return enrol(
-        given, perception, name=name, keep_crops=keep_crops, consent=consent, face=face, progress=progress
-    )
+    try:
+        return enrol(
+            given, perception, name=name, keep_crops=keep_crops, consent=consent, face=face, progress=progress
+        )
+    except InputError as error:
+        if faces != MINIATURE:
+            raise
+        raise InputError(f"{error} {DRAWN_ONLY}") from error
 
 
 def verify(
@@ -250,9 +259,9 @@ def _watching(
         return Pipeline.from_recipe(recipe, device, commercial)
     from facelock.assembly import Assembly
 
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    seen = open_perception(packs or MINIATURE, judge, device=resolve_device(device), commercial=commercial)
-    return Pipeline(chosen, Assembly(chosen, device, commercial, seen))
+    chosen, where = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), resolve_device(device)
+    seen = open_perception(packs or MINIATURE, judge, device=where, commercial=commercial)
+    return Pipeline(chosen, Assembly(chosen, str(where), commercial, seen))
 
 
 def _recognisers(packs: str | None, judge: str | None, identity: Any) -> tuple[str | None, str | None]:

@@ -185,13 +185,21 @@ class Clip(Making):
         require_space(journal.folder, int(1.2 * (missing * frame + contexts)))
 
 
+_NEXT = {
+    "generate": "Clip and report are complete; try another seed or reference picture.",
+    "lock": "Clip and report are complete; try other reference pictures, or another aligner.",
+    "verify": "The report is complete and says where.",
+}
+"""What to do about a missed target, by the report's kind."""
+
+
 def require_target(report: Report, target: float) -> None:
     """Raise :class:`IdentityMissedError`, saying how many frames, when ``report`` misses ``target``."""
     misses = report.misses(target)
     if misses:
         raise IdentityMissedError(
             f"{misses} of the clip's {report.frames} frames do not match the identity, more than a target of "
-            f"{target:.1%} allows. Clip and report are complete; try another seed or reference picture."
+            f"{target:.1%} allows. {_NEXT[report.kind]}"
         )
 
 

@@ -22,6 +22,8 @@ from facelock.runtime import resolve_device
 
 WARP = "warp"
 """The aligner for recognisers that no generative aligner was trained with."""
+WARP_LADDER = (1.0, 1.5, 2.0)
+"""Its strengths: all of the texture, then more and more of the face's shape."""
 _ROLES = ("faces.", "lock.", "restore.restorer", "judge.")
 
 
@@ -90,8 +92,9 @@ def open_parts(
     if packs in (None, MINIATURE) and judge in (None, MINIATURE):
         parts = Assembly(chosen, device, commercial)
         return _of_recipe(chosen, parts, aligner or chosen.lock.kind, restore)
-    seen = open_perception(packs or MINIATURE, judge, device=resolve_device(device), commercial=commercial)
-    return _of_packs(Assembly(chosen, device, commercial, seen), seen, aligner or WARP)
+    where = resolve_device(device)
+    seen = open_perception(packs or MINIATURE, judge, device=where, commercial=commercial)
+    return _of_packs(Assembly(chosen, str(where), commercial, seen), seen, aligner or WARP)
 
 
 def _of_recipe(recipe: Recipe, parts: Assembly, aligner: str, restore: bool) -> LockParts:
@@ -133,12 +136,12 @@ def _of_packs(parts: Assembly, seen: Perception, aligner: str) -> LockParts:
 
 
 def _locker(recipe: Recipe, pack: FacePack, aligner: str, device: str) -> Locker:
-    """An aligner that needs no weights of its own, at full strength; done when the encoder is sure."""
+    """An aligner that needs no weights of its own; done when the encoder is sure."""
     made: Any = aligner_class(aligner)
     return Locker(
         pack,
         made(encoder=pack.encoder.id, batch=recipe.lock.batch, device=device),
-        ladder=(1.0,),
+        ladder=WARP_LADDER if aligner == WARP else (1.0,),
         target=pack.encoder.thresholds.far_1e4,
     )
 

@@ -103,6 +103,13 @@ def test_a_face_on_itself_stays():
     assert not torch.equal(result, own)
 
 
+def test_a_reference_that_overshoots_is_no_harm():
+    reference = toy_crop(1, 384)
+    reference[..., 100:280, 100:280] -= 0.5
+    assert float(reference.min()) < -0.1
+    assert bool(torch.isfinite(warped(toy_crop(2), identity(reference))).all())
+
+
 def test_texture_takes_the_references_pattern():
     reference, own = toy_crop(1, 384), toy_crop(2)
     goal = torch.nn.functional.interpolate(reference, size=(SIZE, SIZE), mode="bilinear", antialias=True)

@@ -152,8 +152,8 @@ def worth(points: mesh.Doubles, confidence: float, layout: Layout, crop: CropSpe
 
 
 def _picture(crop: Tensor) -> mesh.Floats:
-    """(3, S, S) → (S, S, 3)."""
-    return np.ascontiguousarray(crop.detach().cpu().float().permute(1, 2, 0).numpy())
+    """(3, S, S) → (S, S, 3) in [0, 1]: a picture that was resized may reach a little beyond."""
+    return np.ascontiguousarray(crop.detach().cpu().float().clamp(0, 1).permute(1, 2, 0).numpy())
 
 
 def _doubles(points: Tensor) -> mesh.Doubles:
