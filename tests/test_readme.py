@@ -11,13 +11,34 @@ import re
 import shlex
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from facelock.bench import cast
+from facelock.miniature.samples import portrait
+from facelock.video import SegmentWriter, join_segments
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "pipelines" / "README.md"]
-SHORTER = {"--seconds 60": "--seconds 3 --identities 2"}
+SHORTER = {
+    "--seconds 60": "--seconds 3 --identities 2",
+    "--seconds 10 -o": "--seconds 1 -o",
+    "samples/storyboards/three-friends.yaml": "board.yaml",
+    "--shot 7": "--shot 2",
+}
+BOARD = """\
+schema: facelock.storyboard.v1
+cast:
+  maria: {face: samples/faces/maria.png, look: a woman}
+  tom: {face: samples/faces/tom.png, look: a man}
+defaults: {target: 0.5, tries: 1}
+shots:
+  - {prompt: "{maria} smiling in a forest", seconds: 1}
+  - {prompt: "{tom} smiling in an office", seconds: 1}
+"""
 RUN_BY_CI = ("bash first-clip.sh", "bash run-tests.sh")
 
 
@@ -39,7 +60,28 @@ def folder(tmp_path_factory) -> Path:
     (path / "docs").mkdir()
     (path / "maria.png").write_bytes((ROOT / "samples" / "faces" / "maria.png").read_bytes())
     (path / "my.toml").write_text((ROOT / "pipelines" / "default.toml").read_text())
+    (path / "board.yaml").write_text(BOARD)
+    photos(path)
+    drifted(path / "drifted.mp4")
     return path
+
+
+def photos(path: Path) -> None:
+    """Three pictures of Maria, each in another size and light."""
+    (path / "photos").mkdir()
+    for name, size, light in (("a", 512, 1.0), ("b", 384, 0.9), ("c", 448, 0.8)):
+        pixels = (portrait("maria", size)[0].permute(1, 2, 0) * 255 * light).round().byte().numpy()
+        for place in (path / f"{name}.jpg", path / "photos" / f"{name}.jpg"):
+            Image.fromarray(pixels).save(place, quality=95)
+
+
+def drifted(path: Path) -> None:
+    """Two seconds of somebody who is not Maria."""
+    frames = cast.true_clip(cast.member(2), 24, 128, 0)[0]
+    segment = path.with_suffix(".mkv")
+    with SegmentWriter(segment, (128, 128), Fraction(12)) as writer:
+        writer.write(frames)
+    join_segments([segment], path, fps=Fraction(12))
 
 
 def run(command: list[str], folder: Path) -> None:
@@ -63,10 +105,15 @@ def all_commands() -> list[tuple[str, str]]:
 def test_a_command_of_the_documentation_works(page, command, folder):
     for long, short in SHORTER.items():
         command = command.replace(long, short)
-    words = shlex.split(command)
+    words = [found for word in shlex.split(command) for found in expanded(word, folder)]
     words[0] = {"python": sys.executable}.get(words[0], words[0])
     assert words[0] in ("facelock", sys.executable), f"{page}: do not know how to test {command!r}"
     run(words, folder)
+
+
+def expanded(word: str, folder: Path) -> list[str]:
+    """What a shell makes of a word with a star in it."""
+    return sorted(str(found.relative_to(folder)) for found in folder.glob(word)) if "*" in word else [word]
 
 
 def snippets() -> list[tuple[str, str]]:
@@ -75,6 +122,8 @@ def snippets() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "snippet"), snippets(), ids=lambda v: v.splitlines()[0][:40])
 def test_a_snippet_of_the_documentation_works(page, snippet, folder):
+    for long, short in SHORTER.items():
+        snippet = snippet.replace(long, short)
     if "clip.report.json" in snippet:
         assert (folder / "clip.report.json").exists(), "the recipe's example has made it"
     run([sys.executable, "-c", snippet], folder)
