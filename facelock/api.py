@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -226,7 +227,8 @@ def verify(
     info = probe(Path(video))
     pipeline = _watching(recipe, device, packs, judge, identity, commercial)
     cast = pipeline.identities(identity, faces)
-    records = list(_measure(pipeline, Path(video), cast, info, progress))
+    times = list[Fraction]()
+    records = list(_measure(pipeline, Path(video), cast, info, times, progress))
     frames = sum(record.length for record in records)
     return build_report(
         records,
@@ -242,6 +244,7 @@ def verify(
         frames=frames,
         kind="verify",
         encoder=pipeline.parts.judge.encoder,
+        times=[float(time - times[0]) for time in times] if len(times) == frames else None,
     )
 
 
@@ -279,11 +282,18 @@ def _recognisers(packs: str | None, judge: str | None, identity: Any) -> tuple[s
 
 
 def _measure(
-    pipeline: Pipeline, video: Path, cast: Sequence[Identity], info: VideoInfo, progress: Progress | None
+    pipeline: Pipeline,
+    video: Path,
+    cast: Sequence[Identity],
+    info: VideoInfo,
+    times: list[Fraction],
+    progress: Progress | None,
 ) -> Iterator[ChunkRecords]:
+    """Measure the clip chunk by chunk; ``times`` gathers when each frame is shown."""
     judge, before, total = pipeline.parts.judge, None, info.frames
     held = BYTES_PER_READ // (12 * info.width * info.height)
     for chunk in ahead(read_chunks(video, max(1, min(FRAMES_PER_READ, held)))):
+        times.extend(chunk.times)
         rows = tuple(judge.measure(chunk.frames, cast, start=chunk.start, before=before))
         before = chunk.frames[-1]
         faces = judge.thumbnails(chunk.frames, rows, start=chunk.start)

@@ -20,7 +20,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -128,16 +128,21 @@ def read_chunks(path: str | Path, length: int, *, start: int = 0) -> Iterator[Ch
     ``start`` is the index of the first frame to hand out. One chunk is in memory at a time. Raises ``InputError``
     when the file cannot be decoded, or ends before the number of frames that it says it has.
     """
-    held, first = list[Tensor](), start
+    held = list[Still]()
     with closing(VideoReader(path, skip=start)) as reader:
         for still in reader:
             if still.pixels is not None:
-                held.append(still.pixels)
+                held.append(still)
             if len(held) == length:
-                yield Chunk(torch.stack(held), first, reader.info.fps)
-                first, held = first + length, []
+                yield _chunk(held, reader.info)
+                held = []
         if held:
-            yield Chunk(torch.stack(held), first, reader.info.fps)
+            yield _chunk(held, reader.info)
+
+
+def _chunk(stills: Sequence[Still], info: VideoInfo) -> Chunk:
+    pixels = torch.stack([still.pixels for still in stills if still.pixels is not None])
+    return Chunk(pixels, stills[0].index, info.fps, tuple(still.pts * info.time_base for still in stills))
 
 
 def read_stills(path: str | Path, *, only: Collection[int] | None = None) -> Iterator[Still]:

@@ -29,6 +29,8 @@ class Chunk:
     """Index in the clip of the first frame."""
     fps: Fraction
     """Frames per second, exact."""
+    times: tuple[Fraction, ...] = ()
+    """Seconds at which the frames are shown, where a file says so; empty: ``start`` and ``fps`` tell."""
 
     def __len__(self) -> int:
         return int(self.frames.shape[0])

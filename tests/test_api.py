@@ -197,7 +197,11 @@ def test_verify_measures_every_frame(toy, tmp_path, monkeypatch):
     from facelock.types import Chunk
 
     frames = torch.rand(50, 3, 32, 32)
-    chunks = [Chunk(part, 24 * index, Fraction(25)) for index, part in enumerate(frames.split(24))]
+    shown = [1 + Fraction(index * index, 100) for index in range(50)]  # ever slower, from one second on
+    chunks = [
+        Chunk(part, 24 * index, Fraction(25), tuple(shown[24 * index : 24 * index + len(part)]))
+        for index, part in enumerate(frames.split(24))
+    ]
     monkeypatch.setattr(
         api, "probe", lambda _: SimpleNamespace(fps=Fraction(25), frames=50, width=32, height=32)
     )
@@ -207,6 +211,7 @@ def test_verify_measures_every_frame(toy, tmp_path, monkeypatch):
     report = facelock.verify("any.mp4", toys.identity(), progress=lambda *step: seen.append(step))
     assert report.kind == "verify" and report.clip.fps == "25/1"
     assert [row.frame for row in report.ledger] == list(range(50))
+    assert [row.time for row in report.ledger] == [round(index * index / 100, 4) for index in range(50)]
     assert report.share_recognised == 0.8
     assert seen[-1] == ("judge", 50, 50)
     assert report.ledger[24].residual is not None  # across the two reads

@@ -178,6 +178,8 @@ def test_every_frame_keeps_its_own_time(folder):
     info, stills, after, again = copied(path, folder / "vfr.out.mp4")
     assert [s.pts * info.time_base for s in stills] == [Fraction(pts, 10_000) for pts in PTS]
     assert [s.pts * after.time_base for s in again] == [Fraction(pts, 10_000) for pts in PTS]
+    times = [time for chunk in read_chunks(path, 3) for time in chunk.times]
+    assert times == [Fraction(pts, 10_000) for pts in PTS]
 
 
 def test_frames_without_a_time_get_one(folder, caplog):
