@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from real import ASSETS, needs_assets
 
 from facelock.bench import cast
 from facelock.miniature.samples import portrait
-from facelock.video import SegmentWriter, join_segments
+from facelock.video import SegmentWriter, find_ffmpeg, join_segments
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "pipelines" / "README.md"]
@@ -114,6 +115,49 @@ def test_a_command_of_the_documentation_works(page, command, folder):
 def expanded(word: str, folder: Path) -> list[str]:
     """What a shell makes of a word with a star in it."""
     return sorted(str(found.relative_to(folder)) for found in folder.glob(word)) if "*" in word else [word]
+
+
+def real_commands() -> list[str]:
+    """The README's commands for photographs, but the one that needs the network."""
+    texts = blocks(ROOT / "README.md", "text")
+    lines = [line.split("  #")[0].strip() for text in texts for line in text.splitlines()]
+    return [line for line in lines if line.startswith("facelock ") and " pull " not in line]
+
+
+@needs_assets
+def test_the_commands_for_real_people(tmp_path, monkeypatch):
+    """As they stand, with the recognisers of ../shared/assets by their files instead of the catalog's by name."""
+    pack = (
+        f"{ASSETS}/detectors/face_detection_yunet_2023mar.onnx+{ASSETS}/recognisers/arcface_mbf_y1_ms1m.onnx"
+    )
+    given = {
+        "opencv:yunet+sface": pack,
+        "FILE": f"{ASSETS}/recognisers/w600k_mbf_dequant_fp32.onnx",
+        "photos/*.jpg": " ".join(map(str, sorted((ASSETS / "photos/lfw/Colin_Powell").glob("*.jpg")))),
+    }
+    monkeypatch.setenv("FACELOCK_LANDMARKS", str(ASSETS / "landmarks" / "face_landmarker.task"))
+    cut = [
+        "-v",
+        "error",
+        "-i",
+        str(ASSETS / "videos" / "retalk_2.mp4"),
+        "-t",
+        "0.6",
+        str(tmp_path / "clip.mp4"),
+    ]
+    subprocess.run([find_ffmpeg(), *cut], check=True)
+    codes = {}
+    for command in real_commands():
+        for word, found in given.items():
+            command = command.replace(word, found)
+        words = shlex.split(command)
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert "Traceback" not in done.stderr, done.stderr[-2000:]
+        codes[words[1]] = done.returncode
+    assert codes == {"identity": 0, "verify": 4, "lock": 0}  # it is not he, and then it is
+    assert (tmp_path / "fixed.report.html").is_file()
 
 
 def snippets() -> list[tuple[str, str]]:
