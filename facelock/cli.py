@@ -17,17 +17,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from facelock import __version__, cli_models
+from facelock import __version__
 from facelock.cli_identity import identity
+from facelock.cli_lock import EXAMPLES as LOCK_EXAMPLES
+from facelock.cli_lock import lock
+from facelock.cli_models import models
+from facelock.cli_options import (
+    RESUME_HINT,
+    AsJson,
+    Commercial,
+    Debug,
+    Device,
+    FaceIndex,
+    Faces,
+    FacesSpec,
+    JudgeSpec,
+    Quiet,
+    RecipeName,
+    Target,
+    require,
+    tell,
+)
+from facelock.cli_storyboard import storyboard
 from facelock.errors import FaceLockError
 from facelock.terminal import running
 
 if TYPE_CHECKING:
-    from facelock.report import Report
+    pass
 
 ClickError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """What typer raises for a wrong command line, from its own copy of click or from click."""
-RESUME_HINT = "Finished chunks are kept; give the same command again to resume."
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -37,53 +56,8 @@ app.add_typer(
     bench, name="bench", help="Measure drift, decoupling, speed and the lock; held-out characters only."
 )
 app.add_typer(identity, name="identity", help="Make, show and revoke identities: .face files.")
-
-app.add_typer(cli_models.models, name="models", help="List, fetch and check weights, with their licences.")
-
-Faces = Annotated[
-    list[str],
-    typer.Option(
-        "--face",
-        metavar="PICTURE",
-        help="Reference picture or .face file; once per character, left to right.",
-    ),
-]
-FaceIndex = Annotated[
-    list[int] | None,
-    typer.Option("--face-index", metavar="N", help="Which face of a picture with several; once per --face."),
-]
-RecipeName = Annotated[
-    str, typer.Option("--recipe", metavar="NAME|PATH", help="A shipped recipe or a .toml file.")
-]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
-Target = Annotated[
-    float | None,
-    typer.Option(
-        "--target",
-        metavar="SHARE",
-        help="Share of frames, 0 to 1, that must match the face; missed: exit code 4. Default: the recipe's.",
-    ),
-]
-Commercial = Annotated[
-    bool, typer.Option("--commercial", help="Refuse weights whose licence does not allow commercial use.")
-]
-FacesSpec = Annotated[
-    str | None,
-    typer.Option(
-        "--faces",
-        metavar="SPEC",
-        help="Face pack: miniature, insightface:NAME, opencv:yunet+sface, or DETECTOR+RECOGNISER.",
-    ),
-]
-JudgeSpec = Annotated[
-    str | None,
-    typer.Option(
-        "--judge", metavar="SPEC", help="The recogniser that measures: a pack, or a recogniser alone."
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no warnings.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the report's summary as one JSON object.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error, and log more.")]
+app.add_typer(models, name="models", help="List, fetch and check weights, with their licences.")
+app.add_typer(storyboard, name="storyboard", help="Many shots of one cast: check, render, one edit.")
 
 GENERATE_EXAMPLES = """\
 Examples:
@@ -186,10 +160,10 @@ def generate(
             job, face, faces=face_index or (), progress=display.step
         )
         report = clip.save(journal, audio=audio, restart=restart, target=target)
-    _tell(report, output, as_json=as_json, quiet=quiet)
+    tell(report, output, as_json=as_json, quiet=quiet)
     if target is None and no_lock:
         return  # made for comparison: there is no target to miss
-    _require(report, chosen.target if target is None else target)
+    require(report, chosen.target if target is None else target)
 
 
 @app.command(epilog=VERIFY_EXAMPLES)
@@ -241,9 +215,11 @@ def verify(
             progress=display.step,
         )
         write_report(report, *paths)
-    _tell(report, paths[0], as_json=as_json, quiet=quiet)
-    _require(report, chosen.target if target is None else target)
+    tell(report, paths[0], as_json=as_json, quiet=quiet)
+    require(report, chosen.target if target is None else target)
 
+
+app.command(epilog=LOCK_EXAMPLES)(lock)
 
 BENCHMARKS = {
     "drift": "Chained backbone, plain swap and FaceLock side by side over long clips.",
@@ -300,10 +276,6 @@ for _name, _purpose in BENCHMARKS.items():
     _add_benchmark(_name, _purpose)
 
 
-import_module("facelock.cli_lock")  # adds `facelock lock`
-import_module("facelock.cli_storyboard")  # adds ``facelock storyboard``
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``facelock`` command; leaves through ``SystemExit`` with the code of the outcome."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -347,21 +319,3 @@ def _usage(error: Any) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "facelock"
     return f"{what}. See '{command} --help'."
-
-
-def _tell(report: Report, output: Path, *, as_json: bool, quiet: bool) -> None:
-    """The result on stdout: one JSON object, or one line."""
-    if as_json:
-        left_out: Any = {"ledger": True, "ledger_unlocked": True, "sheet": True, "settings": {"recipe"}}
-        summary = report.model_dump(mode="json", by_alias=True, exclude=left_out)
-        for character in summary["characters"]:
-            character.pop("portrait")
-        print(json.dumps({"output": str(output), "misses": report.misses(report.target), **summary}))
-    elif not quiet:
-        print(f"{output}: {report.verdict}")
-
-
-def _require(report: Report, target: float) -> None:
-    from facelock.clip import require_target
-
-    require_target(report, target)

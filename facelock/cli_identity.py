@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from facelock.cli_options import AsJson, Commercial, Debug, Device, FacesSpec, JudgeSpec, Quiet
 from facelock.terminal import running
 
 if TYPE_CHECKING:
@@ -20,20 +21,6 @@ if TYPE_CHECKING:
 identity = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 File = Annotated[Path, typer.Argument(metavar="FILE.face", help="An identity.")]
-FacesSpec = Annotated[
-    str, typer.Option("--faces", metavar="SPEC", help="Recogniser in the loop; miniature is bundled.")
-]
-JudgeSpec = Annotated[
-    str | None, typer.Option("--judge", metavar="SPEC", help="Recogniser that measures. Default: the pack's.")
-]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
-Commercial = Annotated[
-    bool, typer.Option("--commercial", help="Refuse weights whose licence does not allow commercial use.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no warnings.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error, and log more.")]
-
 CREATE_EXAMPLES = """\
 Examples:
 
@@ -51,7 +38,7 @@ def create(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="OUT.face", help="The identity; only you can read it.")
     ],
-    faces: FacesSpec = "miniature",
+    faces: FacesSpec = None,
     judge: JudgeSpec = None,
     device: Device = "auto",
     keep_crops: Annotated[
@@ -95,7 +82,8 @@ def create(
 
         check_target(output, overwrite=overwrite)
         made = api.create_identity(
-            photos, name=name, faces=faces, judge=judge, device=device, keep_crops=keep_crops, consent=record,
+            photos, name=name, faces=faces or "miniature", judge=judge, device=device,
+            keep_crops=keep_crops, consent=record,
             face=face_index or None, commercial=commercial, progress=display.step,
         )  # fmt: skip
         for remark in made.remarks:
@@ -127,7 +115,7 @@ def show(file: File, as_json: AsJson = False, debug: Debug = False) -> None:
 @identity.command()
 def embed(
     file: File,
-    faces: FacesSpec = "miniature",
+    faces: FacesSpec = None,
     judge: JudgeSpec = None,
     device: Device = "auto",
     commercial: Commercial = False,
@@ -138,10 +126,12 @@ def embed(
     """Add other recognisers' embeddings to FILE.face, which must hold crops (--keep-crops); the old ones stay."""
     with running(quiet, debug):
         from facelock.identity_file import embed_file
-        from facelock.perception import open_perception
+        from facelock.perception import MINIATURE, open_perception
         from facelock.runtime import resolve_device
 
-        seen = open_perception(faces, judge, device=resolve_device(device), commercial=commercial)
+        seen = open_perception(
+            faces or MINIATURE, judge, device=resolve_device(device), commercial=commercial
+        )
         record = embed_file(file, seen)
     known = ", ".join(record.identity.embeddings)
     _tell(file, record, f"embedded by {known}", as_json=as_json, quiet=quiet)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from facelock import cli
-from facelock.cli import (
+from facelock.cli_options import (
+    RESUME_HINT,
     AsJson,
     Commercial,
     Debug,
@@ -21,6 +21,8 @@ from facelock.cli import (
     Quiet,
     RecipeName,
     Target,
+    require,
+    tell,
 )
 from facelock.terminal import running
 
@@ -35,7 +37,6 @@ Examples:
 Interrupted or killed, the same command goes on where it stopped."""
 
 
-@cli.app.command(epilog=EXAMPLES)
 def lock(
     video: Annotated[Path, typer.Argument(metavar="CLIP", help="An existing video, of any origin.")],
     face: Faces,
@@ -83,7 +84,7 @@ def lock(
     check_share(target)
     chosen = load_recipe(recipe)
     with ExitStack() as stack:
-        display = stack.enter_context(running(quiet, debug, cli.RESUME_HINT))
+        display = stack.enter_context(running(quiet, debug, RESUME_HINT))
         probe(video)  # refused at once, before an output is claimed or a model is loaded
         from facelock.footage import refuse_onto_itself
 
@@ -107,5 +108,5 @@ def lock(
             progress=display.step,
         )
         report = footage.save(journal, restart=restart, target=target)
-    cli._tell(report, output, as_json=as_json, quiet=quiet)
-    cli._require(report, chosen.target if target is None else target)
+    tell(report, output, as_json=as_json, quiet=quiet)
+    require(report, chosen.target if target is None else target)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from facelock.cli_options import AsJson, Debug, Quiet
+
 if TYPE_CHECKING:
     from facelock.catalog import Entry
     from facelock.inventory import Standing
@@ -33,10 +35,6 @@ Examples:
   facelock models verify"""
 
 models = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, epilog=EXAMPLES)
-
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON array.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error, and log more.")]
 
 
 @models.command("list")

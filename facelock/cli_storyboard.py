@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from facelock.cli import AsJson, Debug, Device, Quiet, app
+from facelock.cli_options import AsJson, Debug, Device, Quiet
 from facelock.terminal import Display, running
 
 if TYPE_CHECKING:
     from facelock.storyboards.film import Film
 
 storyboard = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(storyboard, name="storyboard", help="Many shots of one cast: check, render, one edit.")
 
 Board = Annotated[
     Path, typer.Argument(metavar="BOARD", help="A storyboard: .yaml, .json, .csv or .fountain.")

@@ -52,7 +52,7 @@ LEVELS = [
     {"api"},
     {"miniature"},
     {"bench"},
-    {"terminal", "cli", "cli_identity", "cli_lock", "cli_models", "cli_storyboard"},
+    {"terminal", "cli", "cli_identity", "cli_lock", "cli_models", "cli_options", "cli_storyboard"},
 ]
 STAGES = {"blueprint", "alignment", "restoration"}
 FREE = {"__init__", "__main__"}

@@ -1,0 +1,78 @@
+"""Options that several commands share, and how a result is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from facelock.report import Report
+
+RESUME_HINT = "Finished chunks are kept; give the same command again to resume."
+
+Faces = Annotated[
+    list[str],
+    typer.Option(
+        "--face",
+        metavar="PICTURE",
+        help="Reference picture or .face file; once per character, left to right.",
+    ),
+]
+FaceIndex = Annotated[
+    list[int] | None,
+    typer.Option("--face-index", metavar="N", help="Which face of a picture with several; once per --face."),
+]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", metavar="NAME|PATH", help="A shipped recipe or a .toml file.")
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Target = Annotated[
+    float | None,
+    typer.Option(
+        "--target",
+        metavar="SHARE",
+        help="Share of frames, 0 to 1, that must match the face; missed: exit code 4. Default: the recipe's.",
+    ),
+]
+Commercial = Annotated[
+    bool, typer.Option("--commercial", help="Refuse weights whose licence does not allow commercial use.")
+]
+FacesSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--faces",
+        metavar="SPEC",
+        help="Face pack: miniature, insightface:NAME, opencv:yunet+sface, or DETECTOR+RECOGNISER.",
+    ),
+]
+JudgeSpec = Annotated[
+    str | None,
+    typer.Option(
+        "--judge", metavar="SPEC", help="The recogniser that measures: a pack, or a recogniser alone."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no warnings.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error, and log more.")]
+
+
+def tell(report: Report, output: Path, *, as_json: bool, quiet: bool) -> None:
+    """The result on stdout: one JSON object, or one line."""
+    if as_json:
+        left_out: Any = {"ledger": True, "ledger_unlocked": True, "sheet": True, "settings": {"recipe"}}
+        summary = report.model_dump(mode="json", by_alias=True, exclude=left_out)
+        for character in summary["characters"]:
+            character.pop("portrait")
+        print(json.dumps({"output": str(output), "misses": report.misses(report.target), **summary}))
+    elif not quiet:
+        print(f"{output}: {report.verdict}")
+
+
+def require(report: Report, target: float) -> None:
+    """Leave with exit code 4 when the report misses the target."""
+    from facelock.clip import require_target
+
+    require_target(report, target)
