@@ -1,7 +1,7 @@
 """How much more the aligner must move so that a locked clip moves as much as its blueprint.
 
 What the blueprint generates is blurred in other ways than what the reader was trained on, and least squares shrinks
-what it sees badly: heads turn less, mouths open less than they did. Nobody knows the truth behind a generated frame,
+what it sees badly: heads turn less than they did. Nobody knows the truth behind a generated frame,
 but its own motion is measured before and after the lock (``facelock.comparison.motion_signals``). The gains that make
 the two equal go into the exported reader. Only characters of the training split take part.
 """
