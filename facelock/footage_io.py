@@ -122,14 +122,16 @@ def check_audio(path: str | Path) -> None:
     _ask(path, "sound")
 
 
-def read_chunks(path: str | Path, length: int, *, start: int = 0) -> Iterator[Chunk]:
+def read_chunks(path: str | Path, length: int, *, start: int = 0, usual: bool = False) -> Iterator[Chunk]:
     """Decode a video into chunks of ``length`` frames (the last one may be shorter), upright RGB.
 
-    ``start`` is the index of the first frame to hand out. One chunk is in memory at a time. Raises ``InputError``
-    when the file cannot be decoded, or ends before the number of frames that it says it has.
+    ``start`` is the index of the first frame to hand out. One chunk is in memory at a time. Colours are by the file's
+    own matrix and range, exact; with ``usual`` they are what OpenCV's and PyAV's readers give, which differ by a level
+    or two: recognisers are usually fed those. Raises ``InputError`` when the file cannot be decoded, or ends before
+    the number of frames that it says it has.
     """
     held = list[Still]()
-    with closing(VideoReader(path, skip=start)) as reader:
+    with closing(VideoReader(path, skip=start, usual=usual)) as reader:
         for still in reader:
             if still.pixels is not None:
                 held.append(still)
@@ -157,10 +159,21 @@ def read_stills(path: str | Path, *, only: Collection[int] | None = None) -> Ite
 class VideoReader:
     """A video being read: iterate it once for its :class:`Still` frames, then close it."""
 
-    def __init__(self, path: str | Path, *, skip: int = 0, only: Collection[int] | None = None) -> None:
-        """Frames before ``skip``, and where ``only`` is given all others, come without pixels."""
-        self.path = Path(path)
-        request = {"mode": "frames", "skip": skip, "only": None if only is None else sorted(only)}
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        skip: int = 0,
+        only: Collection[int] | None = None,
+        usual: bool = False,
+    ) -> None:
+        """Frames before ``skip``, and where ``only`` is given all others, come without pixels.
+
+        ``usual`` is explained at :func:`read_chunks`.
+        """
+        self.path, self._usual = Path(path), usual
+        wanted = None if only is None else sorted(only)
+        request = {"mode": "frames", "skip": skip, "only": wanted, "usual": usual}
         self._child = _Child(self.path, request)
         self._raw = self._child.expect_info()
         self.info = _info(self._raw)
@@ -183,7 +196,7 @@ class VideoReader:
         self._finish(json.loads(bytes(data)), index, ends, odd)
 
     def _pixels(self, data: bytearray) -> Tensor:
-        deep, shape = self._raw["depth"] > 8, (self._raw["height"], self._raw["width"], 3)
+        deep, shape = self._raw["depth"] > 8 and not self._usual, (self._raw["height"], self._raw["width"], 3)
         values: NDArray[Any] = np.frombuffer(data, np.dtype("<u2") if deep else np.uint8).reshape(shape)
         if self.info.turn:
             values = np.ascontiguousarray(np.rot90(values, self.info.turn))

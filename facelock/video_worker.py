@@ -11,7 +11,8 @@ duration, length) and as many bytes. A request's ``mode`` is
 
 ``probe``   one ``INFO``: header, first picture and number of packets
 ``frames``  ``INFO``, then one record a picture in the order they are shown, then ``END``; the first ``skip`` pictures,
-            and where ``only`` lists indices all others, come without pixels
+            and where ``only`` lists indices all others, come without pixels; with ``usual`` colours are what
+            everybody's readers make of them, instead of what the file's tags ask for
 ``sound``   ``INFO`` once one piece of the first audio track was decoded
 """
 
@@ -122,10 +123,11 @@ def _frames(request: Mapping[str, Any], out: BinaryIO) -> None:
         stream.codec_context.thread_count = min(8, os.cpu_count() or 1)  # each one holds pictures
         counts = {"packets": 0, "corrupt": 0}
         converter: _Converter | None = None
+        make = _UsualConverter if request.get("usual") else _Converter
         for index, frame in enumerate(_decoded(container, stream, counts)):
             if converter is None:
                 info = _describe(container, stream, frame)
-                converter = _Converter(info)
+                converter = make(info)
                 _send(out, INFO, info)
             converter.check(frame, index)
             counts["corrupt"] += bool(frame.is_corrupt)
@@ -274,7 +276,10 @@ class _Converter:
         if self._graph is None or frame.format.name != self._format:
             self._graph, self._format = self._build(frame), frame.format.name
         self._graph.push(frame)
-        picture: Any = self._graph.pull()
+        return self._packed(self._graph.pull())
+
+    def _packed(self, picture: Any) -> bytes:
+        """The rows of an RGB picture, without what lies between them in memory."""
         plane, row = picture.planes[0], self._size[0] * self._pixel
         data = memoryview(plane)
         if plane.line_size == row:
@@ -295,6 +300,17 @@ class _Converter:
             one.link_to(other)
         graph.configure()
         return graph
+
+
+class _UsualConverter(_Converter):
+    """Pictures of 8 bits as PyAV's ``to_ndarray`` and OpenCV's ``VideoCapture`` give them, to the bit."""
+
+    def __init__(self, info: Mapping[str, Any]) -> None:
+        super().__init__(info)
+        self._pixel = 3
+
+    def __call__(self, frame: av.VideoFrame) -> bytes:
+        return self._packed(frame.reformat(format="rgb24"))
 
 
 def matrix_name(tag: int, width: int, height: int) -> str:

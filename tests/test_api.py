@@ -205,7 +205,7 @@ def test_verify_measures_every_frame(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(
         api, "probe", lambda _: SimpleNamespace(fps=Fraction(25), frames=50, width=32, height=32)
     )
-    monkeypatch.setattr(api, "read_chunks", lambda *_: iter(chunks))
+    monkeypatch.setattr(api, "read_chunks", lambda *_, **__: iter(chunks))
     toy.judge = toys.Judge(wrong=range(10, 20))
     seen = []
     report = facelock.verify("any.mp4", toys.identity(), progress=lambda *step: seen.append(step))

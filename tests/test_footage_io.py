@@ -14,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
 from footage_files import PICTURES, SOUND, audio_packets, ffmpeg, patched, ramps, video
@@ -180,6 +181,18 @@ def test_every_frame_keeps_its_own_time(folder):
     assert [s.pts * after.time_base for s in again] == [Fraction(pts, 10_000) for pts in PTS]
     times = [time for chunk in read_chunks(path, 3) for time in chunk.times]
     assert times == [Fraction(pts, 10_000) for pts in PTS]
+
+
+def test_usual_colours_are_those_of_everybodys_readers(folder, plain):
+    deep = ffmpeg(folder / "deep.mp4", "-i", plain, "-pix_fmt", "yuv420p10le", "-c:v", "libx264")
+    for path in (plain, deep):
+        (chunk,) = read_chunks(path, 100, usual=True)
+        with av.open(str(path)) as container:
+            theirs = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        pictures = torch.from_numpy(np.stack(theirs)).permute(0, 3, 1, 2).float() / 255
+        assert torch.equal(chunk.frames, pictures)
+        (exact,) = read_chunks(path, 100)
+        assert 0 < float((exact.frames - pictures).abs().mean()) < 0.05
 
 
 def test_frames_without_a_time_get_one(folder, caplog):

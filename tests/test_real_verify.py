@@ -224,9 +224,9 @@ def test_an_identity_is_measured_by_what_it_was_made_with(clip, who, perception)
     carried = replace(who, perception=perception.names)
     report = api.verify(clip, carried)
     assert report.judge.encoder == perception.judge.encoder.id
-    with pytest.raises(InputError, match=r"no embedding of miniature/judge@.*--faces and --judge"):
+    with pytest.raises(InputError, match=r"no embedding by miniature/judge@.*--faces and --judge"):
         api.verify(clip, who)
-    with pytest.raises(InputError, match="no embedding of mobileface-id-v2@"):
+    with pytest.raises(InputError, match="no embedding by mobileface-id-v2@"):
         api.verify(clip, carried, judge=str(ASSETS / "recognisers" / "mobileface_id_v2.onnx"))
     with pytest.raises(InputError, match="different face packs"):
         api.verify(clip, [carried, replace(carried, perception=(PAIR, PAIR))])

@@ -193,7 +193,7 @@ def ours(pack: Pack, video: Path, frames: int, reference: np.ndarray) -> list[fl
 
 def limited(video: Path, frames: int) -> Iterator[Chunk]:
     """The first frames of a video, as ``verify`` reads them."""
-    yield from ahead(islice(read_chunks(video, HELD), frames // HELD))
+    yield from ahead(islice(read_chunks(video, HELD, usual=True), frames // HELD))
 
 
 def watch(judge: Judge, chunks: Iterator[Chunk], who: Identity) -> Iterator[Sequence[LedgerRow]]:
@@ -253,7 +253,7 @@ def alarm(assets: Path, video: Path, other: Path) -> dict[str, Any]:
     judge = Judge(perception.judge)
     fps = float(probe(video).fps)
     who = first_face(judge, video)
-    rows = [row for rows in watch(judge, ahead(read_chunks(video, HELD)), who) for row in rows]
+    rows = [row for rows in watch(judge, ahead(read_chunks(video, HELD, usual=True)), who) for row in rows]
     figures = clip_figures(Series.from_rows(rows, frames=len(rows)), judge.thresholds, fps=fps)
     wrong = injected(judge, video, other, who, fps)
     return {
@@ -273,7 +273,7 @@ def alarm(assets: Path, video: Path, other: Path) -> dict[str, Any]:
 
 def first_face(judge: Judge, video: Path) -> Identity:
     """An identity of the first frame's surest face."""
-    frame = next(read_chunks(video, 1)).frames
+    frame = next(read_chunks(video, 1, usual=True)).frames
     faces = judge.pack.detect(frame)
     best = faces.select(torch.arange(len(faces))[:1])
     return Identity("who", {judge.encoder: judge.pack.embed(frame, best)[0]})
@@ -300,7 +300,7 @@ def injected(judge: Judge, video: Path, other: Path, who: Identity, fps: float) 
 
 def first_frames(video: Path, count: int) -> Tensor:
     """The first ``count`` frames, or all of a shorter video."""
-    return torch.cat([chunk.frames for chunk in islice(read_chunks(video, count), 1)])
+    return torch.cat([chunk.frames for chunk in islice(read_chunks(video, count, usual=True), 1)])
 
 
 # -- tables ------------------------------------------------------------------------------------------------
