@@ -186,7 +186,6 @@ def test_the_training_commands_exist(monkeypatch, tmp_path):
     monkeypatch.setattr(data, "build", lambda kind, *a, **k: called.append(f"data {kind}"))
     monkeypatch.setattr(train, "train", lambda shop, part, *a: called.append(f"train {part}"))
     monkeypatch.setattr(train, "export", lambda *a: called.append("export"))
-    monkeypatch.setattr(train, "enliven", lambda *a: called.append("liveliness"))
     monkeypatch.setattr(train, "evaluate", lambda *a: called.append("evaluate"))
     monkeypatch.setattr(samples, "write", lambda *a: called.append("samples"))
     monkeypatch.setattr(cards, "measure", lambda *a: {})

@@ -7,7 +7,6 @@ The reference's embedding comes from another picture of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -271,14 +270,9 @@ def keep_motion(reader: nn.Module, pool: MomentPool, batches: int = 40) -> dict[
     read = torch.cat([change_in_clip(reader(crops)) for crops, _ in drawn])
     ratio = (truth.square().mean(0) / read.square().mean(0).clamp(min=1e-9)).sqrt().clamp(1, STRETCH_LIMIT)
     factors = {name: float(ratio[OUTPUTS.index(name)]) for name in STRETCHED}
-    stretch(reader, factors)
-    return factors
-
-
-def stretch(reader: nn.Module, factors: Mapping[str, float]) -> None:
-    """Let the reader's values of these names swing so many times as far about their means."""
     for name, factor in factors.items():
         reader.get_buffer("deviation")[OUTPUTS.index(name)] *= factor
+    return factors
 
 
 class IdentityReaderTask:

@@ -64,8 +64,6 @@ LOOK = (
 )
 """And of the look: worn or not (±1), sizes, colours."""
 OUTPUTS = (*MOMENT, *LOOK)
-DOUBT = 0.5
-"""Glasses are drawn from this reading on, of -1 to 1: around 0 they would come and go from frame to frame."""
 
 
 class Reader(nn.Module):
@@ -210,7 +208,6 @@ class ModelAligner(nn.Module):
         v = {name: values[:, i] for i, name in enumerate(OUTPUTS)}
         # On decoded frames the reader hedges: open eyes are read mostly below .3, shut ones around .6.
         v["blink"] = ((v["blink"] - 0.3) / 0.4).clamp(0, 1)
-        v["glasses"] = v["glasses"] - DOUBT
         return draw_face(face_parameters(self.identity(source)), v, self.compositor.side)
 
     def forward(self, target: Tensor, source: Tensor) -> Tensor:

@@ -244,8 +244,7 @@ def _net(kind: str) -> nn.Module:
 
 def _swapper(shop: Workshop, part: str) -> nn.Module:
     """The compositor of ``part`` around the latest readers, which may have learned on; else as they ship."""
-    from facelock.miniature.alignment import MomentPool, keep_motion, stretch
-    from facelock.miniature.liveliness import read_gains
+    from facelock.miniature.alignment import MomentPool, keep_motion
     from facelock.miniature.model_aligner import ModelAligner
 
     net = ModelAligner(restores=part == "restorer")
@@ -254,7 +253,6 @@ def _swapper(shop: Workshop, part: str) -> nn.Module:
             shop.latest(name, module)
             if name == "reader" and part == "aligner":  # what the restorer reads is sharp
                 log.info("pose stretched by %s", keep_motion(module, MomentPool(shop.pool)))
-                stretch(module, read_gains(shop.folder("reader")))
     return net.eval()
 
 
@@ -286,17 +284,6 @@ def evaluate(shop: Workshop) -> dict[str, dict[str, float]]:
         for kind, found in (("clean", verification(embed, pool)), ("degraded", figures[part])):
             log.info("%s %s %s", part, kind, json.dumps({k: round(v, 4) for k, v in found.items()}))
     return figures
-
-
-def enliven(shop: Workshop, clips: int = 12, seconds: float = 10.0) -> None:
-    """Measure the exported aligner's motion on generated clips; the next export makes up for what is missing."""
-    from facelock.miniature import liveliness
-
-    folder = shop.folder("reader")
-    ratios = liveliness.measure(clips, seconds)
-    found = liveliness.gains(liveliness.read_gains(folder), ratios)
-    log.info("motion kept %s, gains %s", json.dumps(ratios), json.dumps(found))
-    liveliness.write_gains(folder, found)
 
 
 def train(shop: Workshop, part: str, steps: int | None, seed: int, bundled: bool = False) -> None:
@@ -336,9 +323,6 @@ def main(argv: list[str] | None = None) -> None:
     )
     p = commands.add_parser("export", help="write trained parts to models/miniature and the catalog")
     p.add_argument("parts", nargs="*", choices=[[], *ORDER], default=[])
-    commands.add_parser(
-        "liveliness", help="measure the exported aligner's motion on generated clips; export again then"
-    )
     commands.add_parser("cards", help="measure the exported models and write their model cards")
     commands.add_parser("evaluate", help="held-out figures of the recognisers")
     p = commands.add_parser("samples", help="render the sample faces")
@@ -356,8 +340,6 @@ def main(argv: list[str] | None = None) -> None:
             train(shop, part, args.steps, args.seed, args.bundled)
     elif args.command == "export":
         export(shop, tuple(args.parts) or ORDER, asset_dir("models"))
-    elif args.command == "liveliness":
-        enliven(shop)
     elif args.command == "cards":
         from facelock.miniature import cards
 
