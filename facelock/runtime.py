@@ -165,10 +165,6 @@ class BatchSession:
         parts = self._lanes.map(part, range(0, max(count, 1), self.batch))
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
-    def each(self, work: Callable[[int], T], count: int) -> list[T]:
-        """``work(0)`` … ``work(count - 1)``, side by side in the lanes: what goes before a network, or after."""
-        return list(self._lanes.map(work, range(count)))
-
     def _once(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """One batch. On a GPU inputs and outputs are bound, so that each crosses the bus once."""
         if self._device.type == "cpu":
