@@ -21,6 +21,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -240,17 +241,21 @@ def _read(path: Path) -> _Document:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise ModelError(f"{path}: cannot be read (it is no catalog). Reinstall FaceLock.")
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read ({error}). Reinstall FaceLock.") from error
-    try:
-        return _Document.model_validate(table)
+        return _document(path.read_text(encoding="utf-8"))
     except ValidationError as error:
         mistakes = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'catalog'}: {e['msg'].removeprefix('Value error, ')}"
             for e in error.errors(include_url=False)[:5]
         )
         raise ModelError(f"{path}: {mistakes}. Reinstall FaceLock.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}). Reinstall FaceLock.") from error
+
+
+@lru_cache(maxsize=8)
+def _document(text: str) -> _Document:
+    """A catalog's text, checked: one command asks a dozen times."""
+    return _Document.model_validate(tomllib.loads(text))
 
 
 def _entry(name: str, row: _Row, root: Path, bundled: bool) -> Entry:

@@ -34,6 +34,7 @@ from facelock.cli_options import (
     JudgeSpec,
     Quiet,
     RecipeName,
+    Restart,
     Target,
     require,
     tell,
@@ -129,9 +130,7 @@ def generate(
         Path | None, typer.Option("--audio", metavar="FILE", help="Sound to add, cut or padded to the clip.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing clip.")] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Forget an unfinished run instead of resuming.")
-    ] = False,
+    restart: Restart = False,
     face_index: FaceIndex = None,
     commercial: Commercial = False,
     quiet: Quiet = False,

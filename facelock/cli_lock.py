@@ -20,6 +20,7 @@ from facelock.cli_options import (
     JudgeSpec,
     Quiet,
     RecipeName,
+    Restart,
     Target,
     require,
     tell,
@@ -62,9 +63,7 @@ def lock(
     no_restore: Annotated[bool, typer.Option("--no-restore", help="Leave the restoration out.")] = False,
     target: Target = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing OUT.mp4.")] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Forget an unfinished run instead of resuming.")
-    ] = False,
+    restart: Restart = False,
     face_index: FaceIndex = None,
     commercial: Commercial = False,
     quiet: Quiet = False,

@@ -54,6 +54,7 @@ JudgeSpec = Annotated[
         "--judge", metavar="SPEC", help="The recogniser that measures: a pack, or a recogniser alone."
     ),
 ]
+Restart = Annotated[bool, typer.Option("--restart", help="Forget an unfinished run instead of resuming.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no warnings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error, and log more.")]

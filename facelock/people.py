@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from facelock.closed_loop import Cast, embedding_of
+from facelock.closed_loop import Cast
 from facelock.errors import InputError
+from facelock.identity import embedding_of
 from facelock.protocols import Encoder, FacePack
 from facelock.types import Identity
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facelock.bench.real_photos import YUNET, measure, open_pack, recognisers
+from facelock.bench.real_photos import ASSETS, YUNET, measure, open_pack, recognisers
 from facelock.bench.tables import interval, number, publish, table
 from facelock.errors import InputError
 from facelock.faces import Pack, YunetDetector
@@ -38,7 +38,6 @@ from facelock.runtime import ahead
 from facelock.types import Chunk, Identity, LedgerRow, Status
 from facelock.video import probe, read_chunks
 
-ASSETS = Path("../shared/assets")
 RECOGNISER = "recognisers/arcface_mbf_y1_ms1m.onnx"
 """Opens in ``cv2.FaceRecognizerSF`` too."""
 SCRFD = "detectors/det_500m.onnx"

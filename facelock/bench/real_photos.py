@@ -24,6 +24,8 @@ from facelock.protocols import Encoder
 from facelock.types import Faces
 from facelock.video import probe, read_chunks
 
+ASSETS = Path("../shared/assets")
+"""Where real photos, videos and weights lie beside a developer's checkout."""
 YUNET = "detectors/face_detection_yunet_2023mar.onnx"
 PUBLIC = {"biden": "fr_*biden*.jpg", "obama": "fr_*obama*.jpg", "astronaut": "astronaut.png"}
 TOGETHER = "_and_"

@@ -19,6 +19,7 @@ from torch.nn.functional import normalize
 
 from facelock.alignment.warp import WarpAligner
 from facelock.appearance import residual
+from facelock.bench.real_photos import ASSETS, YUNET
 from facelock.bench.tables import number, publish, table
 from facelock.closed_loop import Locker
 from facelock.errors import InputError
@@ -30,8 +31,6 @@ from facelock.protocols import FacePack, Progress
 from facelock.types import Faces, Identity
 from facelock.video import probe, read_chunks
 
-ASSETS = Path("../shared/assets")
-DETECTOR = "detectors/face_detection_yunet_2023mar.onnx"
 GUIDE = "recognisers/arcface_mbf_y1_ms1m.onnx"
 JUDGES = {
     "w600k": "recognisers/w600k_mbf_dequant_fp32.onnx",
@@ -55,7 +54,7 @@ class Eyes:
     @classmethod
     def open(cls, assets: Path, device: str = "cpu") -> Eyes:
         """Open the weights of ``assets``. Raises ``InputError`` when they are not there."""
-        needed = [assets / name for name in (DETECTOR, GUIDE, READER, *JUDGES.values())]
+        needed = [assets / name for name in (YUNET, GUIDE, READER, *JUDGES.values())]
         missing = [path for path in needed if not path.is_file()]
         if missing:
             raise InputError(
@@ -63,7 +62,7 @@ class Eyes:
                 "Give their folder with --assets DIR."
             )
         packs = [
-            open_perception(f"{assets / DETECTOR}+{assets / name}", device=device).faces
+            open_perception(f"{assets / YUNET}+{assets / name}", device=device).faces
             for name in (GUIDE, *JUDGES.values())
         ]
         return cls(packs[0], dict(zip(JUDGES, packs[1:], strict=True)), load_reader(assets / READER))
