@@ -35,8 +35,8 @@ if TYPE_CHECKING:
         OutputBusyError,
         StorageError,
     )
-    from facelock.findings import Enrolment
     from facelock.footage import Footage
+    from facelock.identity.findings import Enrolment
     from facelock.pipeline import Pipeline
     from facelock.recipe import Recipe, load_recipe
     from facelock.report import Report
@@ -92,7 +92,7 @@ _HOME = {
     "Footage": "footage",
     "Chunk": "types",
     "Consent": "types",
-    "Enrolment": "findings",
+    "Enrolment": "identity.findings",
     "Identity": "types",
     "Pipeline": "pipeline",
     "Recipe": "recipe",

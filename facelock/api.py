@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from facelock.clip import Clip
-from facelock.enrol import create_identity as enrol
 from facelock.errors import ConfigError, InputError
-from facelock.findings import Enrolment, check_name
-from facelock.identity_file import is_face_file, read_faces, save_identity, stored_identity
+from facelock.identity.enrol import create_identity as enrol
+from facelock.identity.findings import Enrolment, check_name
+from facelock.identity.storage import is_face_file, read_faces, save_identity, stored_identity
 from facelock.job import Job
 from facelock.perception import MINIATURE, open_perception
 from facelock.pipeline import Pipeline
@@ -36,7 +36,7 @@ from facelock.recipe import Recipe, load_recipe
 from facelock.report import Report, build_report
 from facelock.runtime import ahead, resolve_device
 from facelock.types import ChunkRecords, Consent, Identity
-from facelock.video import VideoInfo, probe, read_chunks
+from facelock.video.writing import VideoInfo, probe, read_chunks
 
 if TYPE_CHECKING:
     from facelock.footage import Footage
@@ -126,7 +126,7 @@ def lock(
     Raises ``InputError`` for a video or picture that cannot be used, ``ConfigError``, ``ModelError``, ``DeviceError``.
     """
     from facelock.footage import Footage
-    from facelock.lock_parts import open_parts
+    from facelock.footage.parts import open_parts
 
     probe(Path(video))
     if who not in ("auto", "alike"):
@@ -180,7 +180,8 @@ def create_identity(
 
     ``photos`` are paths or PIL pictures. ``faces`` and ``judge`` name the recognisers
     (:func:`facelock.perception.open_perception`). The result says of each photo what became of it; save it with
-    :func:`save_identity`, its aligned crops only with ``keep_crops``. See :func:`facelock.enrol.create_identity`.
+    :func:`save_identity`, its aligned crops only with ``keep_crops``. See
+    :func:`facelock.identity.enrol.create_identity`.
 
     Raises ``InputError`` when no photo can be used or no person is in most of them, ``ConfigError``,
     ``ModelError`` or ``DeviceError`` for the recognisers.

@@ -24,7 +24,7 @@ from facelock.blueprint import backbone_class
 from facelock.closed_loop import Locker, RestoreLoop
 from facelock.faces import load_pack
 from facelock.identity import identity_from_picture
-from facelock.identity_file import is_face_file, stored_identity
+from facelock.identity.storage import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
 from facelock.perception import Perception
 from facelock.protocols import Backbone, FacePack, Upscaler

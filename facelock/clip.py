@@ -23,7 +23,7 @@ from facelock.protocols import Progress
 from facelock.report import Report, build_report, write_report
 from facelock.runtime import require_space
 from facelock.types import Chunk, Identity
-from facelock.video import SegmentWriter, check_audio, join_segments
+from facelock.video.writing import SegmentWriter, check_audio, join_segments
 from facelock.weights import sha256_file
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ EDGE = 0.22
 
 @dataclass(frozen=True)
 class Cast:
-    """Who is who in a clip: faces seen in it, fixed for all of its frames (:mod:`facelock.people` finds them)."""
+    """Who is who in a clip: faces seen in it, fixed for all of its frames (``facelock.footage.people`` finds them)."""
 
     own: tuple[Tensor, ...]
     """Per character (E, D) unit rows: the person that is to have its face, as it looks here and there in the clip."""

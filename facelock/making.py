@@ -15,7 +15,7 @@ from facelock.journal import Journal, Resume
 from facelock.protocols import Progress
 from facelock.report import Report
 from facelock.types import Identity
-from facelock.video import find_ffmpeg
+from facelock.video.writing import find_ffmpeg
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -28,7 +28,6 @@ from pathlib import Path
 
 import torch
 
-from facelock.calibration import accepted_from, calibrated
 from facelock.errors import ConfigError, ModelError
 from facelock.faces import (
     CrateEncoder,
@@ -42,6 +41,7 @@ from facelock.faces import (
 )
 from facelock.protocols import Encoder, FacePack
 from facelock.weights import Catalog, digest, is_here, locate, require_commercial
+from facelock.weights.calibration import accepted_from, calibrated
 
 MINIATURE = "miniature"
 INSIGHTFACE = "insightface:"

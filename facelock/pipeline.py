@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from facelock.consent import remark_unknown, require_consent
 from facelock.errors import InputError
 from facelock.identity import embedding_of
+from facelock.identity.consent import remark_unknown, require_consent
 from facelock.job import Job, Span, check_size, plan_chunks
 from facelock.journal import Resume, Tail
 from facelock.parts import Parts
@@ -87,7 +87,7 @@ class Pipeline:
     ) -> tuple[Identity, ...]:
         """One identity per reference, in order, with distinct names; ``faces`` picks among several faces.
 
-        Raises ``InputError`` for a reference that cannot be used, or may not be (:mod:`facelock.consent`).
+        Raises ``InputError`` for a reference that cannot be used, or may not be (:mod:`facelock.identity.consent`).
         """
         several = isinstance(references, list | tuple)
         given: Sequence[Any] = references if several else [references]

@@ -10,8 +10,8 @@ import av
 import torch
 from torch import Tensor
 
-from facelock.footage_io import Look
-from facelock.video import SegmentWriter, Timing, find_ffmpeg, join_segments
+from facelock.video.reading import Look
+from facelock.video.writing import SegmentWriter, Timing, find_ffmpeg, join_segments
 
 PICTURES = ("-f", "lavfi", "-i", "testsrc2=s=96x64:r=10:d=1")
 SOUND = ("-f", "lavfi", "-i", "sine=r=44100:d=1.3")

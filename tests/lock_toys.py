@@ -17,7 +17,7 @@ from torch import Tensor
 
 from facelock import footage
 from facelock.footage import Footage
-from facelock.lock_parts import LockParts
+from facelock.footage.parts import LockParts
 from facelock.types import Identity
 
 PLACES = ((0.25, 0.5), (0.75, 0.5))

@@ -23,9 +23,9 @@ from unittest import mock
 import toys
 
 import facelock.clip
-import facelock.report_page  # noqa: F401 - both are loaded before the forks
+import facelock.report.page  # noqa: F401 - both are loaded before the forks
 from facelock.errors import InputError
-from facelock.video import read_chunks
+from facelock.video.writing import read_chunks
 
 CHANGES = ("replace", "fsync", "unlink", "mkdir", "rmdir")
 SECONDS = 15 / 12  # 15 frames: 6 + 4 + 4 + 1

@@ -22,7 +22,7 @@ from test_storyboard_edit import Backbone
 from test_storyboard_render import RECIPE
 
 import facelock
-import facelock.report_page
+import facelock.report.page
 import facelock.storyboards.edit
 import facelock.storyboards.render
 from facelock.pipeline import Pipeline

@@ -18,7 +18,7 @@ from facelock.bench import cast
 from facelock.miniature import world
 from facelock.miniature.parameters import take
 from facelock.pipeline import Pipeline
-from facelock.video import probe, read_chunks
+from facelock.video.writing import probe, read_chunks
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = asset_dir("models") / "miniature"

@@ -14,7 +14,7 @@ from PIL import Image
 import facelock
 from facelock import cli
 from facelock.assets import asset_dir
-from facelock.identity_file import read_record
+from facelock.identity.storage import read_record
 
 SAMPLES = asset_dir("models").parent / "samples" / "faces"
 
@@ -170,6 +170,6 @@ def test_the_same_from_python(photos, tmp_path):
 def test_the_command_line_of_identities_is_light():
     import subprocess
 
-    code = "import sys, facelock.cli_identity; print([m for m in ('torch', 'cv2', 'pydantic') if m in sys.modules])"
+    code = "import sys, facelock.cli.identity; print([m for m in ('torch', 'cv2', 'pydantic') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr

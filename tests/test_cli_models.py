@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from file_server import serve
 
-from facelock import catalog, cli, pull
-from facelock.catalog import Catalog
-from facelock.download import Wire
-from facelock.inventory import check, inventory
+from facelock import cli
+from facelock.weights import catalog, pull
+from facelock.weights.catalog import Catalog
+from facelock.weights.download import Wire
+from facelock.weights.inventory import check, inventory
 
 HERE = Path(__file__).resolve().parent
 CONTENT = b"weights" * 50_000
@@ -204,8 +205,10 @@ STOPPED = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from facelock import catalog, cli, pull
-from facelock.download import Wire
+from facelock import cli
+from facelock.weights import catalog
+from facelock.weights import pull
+from facelock.weights.download import Wire
 catalog.asset_dir = lambda _: Path(sys.argv[2])
 fetch = pull.download
 pull.download = lambda urls, *a, wire=None, **k: fetch([sys.argv[3]], *a, wire=Wire(5, True), **k)

@@ -10,11 +10,11 @@ from real import ASSETS, needs_assets
 import facelock
 from facelock import assembly, cli, pipeline
 from facelock.assets import asset_dir
-from facelock.catalog import Catalog
 from facelock.errors import ConfigError, ModelError
 from facelock.perception import open_perception
 from facelock.recipe import load_recipe
 from facelock.weights import locate, require_commercial
+from facelock.weights.catalog import Catalog
 
 BUNDLED = [name for name, entry in Catalog.load().entries.items() if entry.bundled]
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from facelock.comparison import flicker, honesty, motion_signals, stillness
-from facelock.figures import Series
+from facelock.report.comparison import flicker, honesty, motion_signals, stillness
+from facelock.report.figures import Series
 from facelock.types import LedgerRow, Status
 
 FPS = 12.0

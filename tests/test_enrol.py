@@ -13,11 +13,11 @@ from PIL import Image
 from real import ASSETS, needs_assets
 
 from facelock.assets import asset_dir
-from facelock.consensus import centre, groups, to_the_others, unlike
-from facelock.enrol import create_identity
 from facelock.errors import ConfigError, InputError
-from facelock.findings import MOST_CROPS, MOST_PHOTOS, Outcome
 from facelock.identity import recrop
+from facelock.identity.consensus import centre, groups, to_the_others, unlike
+from facelock.identity.enrol import create_identity
+from facelock.identity.findings import MOST_CROPS, MOST_PHOTOS, Outcome
 from facelock.miniature import data, world
 from facelock.miniature.parameters import sample_appearance, sample_nuisance, take
 from facelock.perception import open_perception
@@ -373,7 +373,7 @@ def test_real_people_are_told_apart(real, people):
 
 def _middle(path, perception):
     """Which face of a news photo is in its middle: LFW's own."""
-    from facelock.photos import look
+    from facelock.identity.photos import look
 
     box = look(path, perception.faces).faces.box
     return int((box[:, 0] + box[:, 2] - 250).abs().argmin())

@@ -7,7 +7,7 @@ import pytest
 
 from facelock.bootstrap import over_clips
 from facelock.errors import FaceLockError
-from facelock.figures import (
+from facelock.report.figures import (
     Series,
     ceiling_figure,
     clip_figures,

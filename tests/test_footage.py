@@ -17,10 +17,11 @@ from footage_files import SOUND, audio_packets, ffmpeg, video
 from test_closed_loop import GREEN, Encoder, Pack, locker, person
 
 import facelock
-from facelock import footage, lock_parts
+from facelock import footage
 from facelock.errors import ConfigError, InputError, InterruptedRunError
-from facelock.footage_io import Look, probe, read_stills
-from facelock.lock_parts import LockParts, SameSize
+from facelock.footage import parts as lock_parts
+from facelock.footage.parts import LockParts, SameSize
+from facelock.video.reading import Look, probe, read_stills
 
 HERE = Path(__file__).resolve().parent
 PTS = [0, 1000, 2000, 2500, 3000, 6000, 6001, 7000, 9000, 9500]

@@ -19,10 +19,11 @@ import pytest
 import torch
 from footage_files import PICTURES, SOUND, audio_packets, ffmpeg, patched, ramps, video
 
-from facelock import footage_io, video_worker
 from facelock.errors import InputError
-from facelock.footage_io import Look, check_audio, count_frames, probe, read_chunks, read_stills
-from facelock.video import SegmentWriter, Timing, join_segments, pixel_format
+from facelock.video import reading as footage_io
+from facelock.video import worker as video_worker
+from facelock.video.reading import Look, check_audio, count_frames, probe, read_chunks, read_stills
+from facelock.video.writing import SegmentWriter, Timing, join_segments, pixel_format
 
 
 @pytest.fixture(scope="module")
@@ -480,7 +481,7 @@ def test_the_decoder_knows_no_torch_and_is_bounded(plain):
 
 FUZZ = """
 import io, json, random, sys
-from facelock import video_worker as worker
+from facelock.video import worker
 
 def mutated(data, draw):
     copy = bytearray(data)

@@ -16,14 +16,13 @@ from contextlib import suppress
 
 import pytest
 
-from facelock import catalog
 from facelock.assets import asset_dir
-from facelock.catalog import Catalog
-from facelock.download import Wire, download
 from facelock.errors import FaceLockError
-from facelock.inventory import inventory
 from facelock.recipe import load_recipe, model_names
-from facelock.weights import locate, require_commercial
+from facelock.weights import catalog, locate, require_commercial
+from facelock.weights.catalog import Catalog
+from facelock.weights.download import Wire, download
+from facelock.weights.inventory import inventory
 
 CASES = int(os.environ.get("FACELOCK_FUZZ", "320"))
 LIMIT = 20

@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from facelock.assets import asset_dir
-from facelock.consent import check_consent, require_consent
-from facelock.enrol import create_identity
 from facelock.errors import InputError
-from facelock.face_format import KEY, LARGEST_FILE, Record, digest, pack
 from facelock.identity import embedding_of, identity_from_picture
-from facelock.identity_file import (
+from facelock.identity.consent import check_consent, require_consent
+from facelock.identity.enrol import create_identity
+from facelock.identity.face_format import KEY, LARGEST_FILE, Record, digest, pack
+from facelock.identity.storage import (
     describe,
     embed_file,
     re_embed,

@@ -7,9 +7,9 @@ import torch
 from test_identity_file import SAMPLES, enrolment, face, refused
 
 from facelock.assembly import Assembly
-from facelock.enrol import create_identity
 from facelock.errors import InputError
-from facelock.identity_file import is_face_file, read_faces, read_identity, revoke, save_identity
+from facelock.identity.enrol import create_identity
+from facelock.identity.storage import is_face_file, read_faces, read_identity, revoke, save_identity
 from facelock.perception import open_perception
 from facelock.pipeline import Pipeline
 from facelock.recipe import load_recipe

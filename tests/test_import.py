@@ -22,14 +22,14 @@ LIGHT = [
     "output",
     "journal",
     "recipe",
-    "terminal",
+    "cli.terminal",
     "files",
-    "catalog",
+    "weights.catalog",
     "weights",
-    "download",
-    "pull",
-    "inventory",
-    "cli_models",
+    "weights.download",
+    "weights.pull",
+    "weights.inventory",
+    "cli.models",
 ]
 HEAVY = ("torch", "cv2", "onnxruntime", "diffusers", "transformers", "av", "matplotlib")
 

@@ -18,8 +18,8 @@ from safetensors.torch import load, save
 from test_identity_file import SAMPLES, enrolment, header_of
 
 from facelock.errors import InputError
-from facelock.face_format import KEY, Record, digest, pack, unpack
-from facelock.identity_file import read_identity, save_identity
+from facelock.identity.face_format import KEY, Record, digest, pack, unpack
+from facelock.identity.storage import read_identity, save_identity
 from facelock.images import read_picture
 
 __all__ = ["enrolment"]  # a fixture of this module too

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from facelock.closed_loop import Cast, assign
 from facelock.errors import InputError
-from facelock.people import Seen, cluster, find_cast, look_around, sampled
+from facelock.footage.people import Seen, cluster, find_cast, look_around, sampled
 from facelock.types import Faces, Identity, Thresholds
 
 WIDTH = 256
@@ -250,7 +250,7 @@ def test_locking_a_cast_is_a_function_of_each_frame_alone():
 def looked_at():
     """What a dozen frames of three real clips show: the same woman in two of them, a man in the third."""
     from facelock.faces import load_pack
-    from facelock.footage_io import probe, read_stills
+    from facelock.video.reading import probe, read_stills
 
     pack = load_pack(
         "onnx_pack",

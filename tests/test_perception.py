@@ -16,9 +16,7 @@ import toy_pack
 from onnx import TensorProto, helper, numpy_helper
 from real import ASSETS, needs_assets
 
-from facelock import calibration
 from facelock.assets import asset_dir
-from facelock.calibration import CAREFUL, calibrated
 from facelock.errors import ConfigError, ModelError
 from facelock.faces import CrateEncoder, OnnxEncoder, Pack, ScrfdDetector, YunetDetector, kind_of
 from facelock.faces.kinds import takes_bytes
@@ -26,7 +24,8 @@ from facelock.faces.pack import to_planes
 from facelock.faces.prelu import without_prelu
 from facelock.perception import open_perception
 from facelock.types import Faces, Thresholds
-from facelock.weights import digest
+from facelock.weights import calibration, digest
+from facelock.weights.calibration import CAREFUL, calibrated
 
 MODELS = asset_dir("models") / "miniature"
 RECOGNISERS = ASSETS / "recognisers"

@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 from file_server import serve
 
-from facelock import download as downloads
-from facelock import pull as pulls
-from facelock.catalog import Entry, Fetch
-from facelock.download import Wire, connect_public, download
 from facelock.errors import ModelError, StorageError
 from facelock.files import lock_file
-from facelock.pull import pull_entry, unpack
+from facelock.weights import download as downloads
+from facelock.weights import pull as pulls
+from facelock.weights.catalog import Entry, Fetch
+from facelock.weights.download import Wire, connect_public, download
+from facelock.weights.pull import pull_entry, unpack
 
 HERE = Path(__file__).resolve().parent
 CONTENT = bytes(range(256)) * 2048
@@ -357,9 +357,9 @@ def test_a_kill_between_two_steps_leaves_no_half_weight(tmp_path, monkeypatch):
 RUNNER = """
 import sys
 from pathlib import Path
-from facelock.catalog import Entry, Fetch
-from facelock.download import Wire
-from facelock.pull import pull_entry
+from facelock.weights.catalog import Entry, Fetch
+from facelock.weights.download import Wire
+from facelock.weights.pull import pull_entry
 folder, url, size, sha256 = sys.argv[1:]
 fetch = Fetch.model_construct(kind="file", urls=(url,), bytes=0, sha256=None)
 path = Path(folder, "models", "one.onnx")

@@ -20,7 +20,7 @@ from real import ASSETS, needs_assets
 
 from facelock.bench import cast
 from facelock.miniature.samples import portrait
-from facelock.video import SegmentWriter, find_ffmpeg, join_segments
+from facelock.video.writing import SegmentWriter, find_ffmpeg, join_segments
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "pipelines" / "README.md"]

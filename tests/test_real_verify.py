@@ -18,14 +18,14 @@ from facelock import api
 from facelock.bench import real, real_photos
 from facelock.cli import main
 from facelock.errors import InputError, ModelError
-from facelock.figures import Series, clip_figures
 from facelock.identity import identity_from_picture
 from facelock.images import read_picture
 from facelock.ledger import Judge, ReadabilityLimits, measure
 from facelock.perception import open_perception
+from facelock.report.figures import Series, clip_figures
 from facelock.runtime import ahead
 from facelock.types import LedgerRow, Status, Thresholds, Unreadable
-from facelock.video import SegmentWriter, join_segments, read_chunks
+from facelock.video.writing import SegmentWriter, join_segments, read_chunks
 
 YUNET = ASSETS / "detectors" / "face_detection_yunet_2023mar.onnx"
 GUIDE = ASSETS / "recognisers" / "arcface_mbf_y1_ms1m.onnx"

@@ -18,8 +18,8 @@ from PIL import Image
 
 from facelock.errors import FaceLockError
 from facelock.report import Report, build_report, schema_text, write_report
-from facelock.report_page import render_page
-from facelock.report_plot import BUCKETS, buckets
+from facelock.report.page import render_page
+from facelock.report.plot import BUCKETS, buckets
 from facelock.types import AlignRecord, ChunkRecords, Identity, LedgerRow, Status, Thresholds
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -17,13 +17,13 @@ import facelock
 from facelock.bench import across
 from facelock.errors import StorageError
 from facelock.pipeline import Pipeline
-from facelock.report_model import LedgerEntry, Report
+from facelock.report.model import LedgerEntry, Report
 from facelock.storyboard import Storyboard
 from facelock.storyboards import likeness, splice, timeline
 from facelock.storyboards.edit import NAMES
 from facelock.storyboards.likeness import Sample
 from facelock.types import Faces, Status
-from facelock.video import count_frames, probe, read_chunks
+from facelock.video.writing import count_frames, probe, read_chunks
 
 FRAMES = 18
 

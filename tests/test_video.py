@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from facelock.errors import EncoderError, FaceLockError, InputError, StorageError
-from facelock.video import (
+from facelock.video.writing import (
     SegmentWriter,
     check_audio,
     count_frames,

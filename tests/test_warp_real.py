@@ -14,7 +14,7 @@ from facelock.faces.dense import load_reader
 from facelock.geometry import ARCFACE112, REFERENCE384, similarity_from_landmarks, warp_crops
 from facelock.images import read_picture
 from facelock.types import Faces, Identity, Thresholds
-from facelock.video import read_chunks
+from facelock.video.writing import read_chunks
 
 
 class RawEncoder:

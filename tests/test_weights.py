@@ -13,11 +13,10 @@ import torch
 from real import ASSETS, needs_assets
 from safetensors.torch import save_file
 
-from facelock import catalog
 from facelock.assets import asset_dir
-from facelock.catalog import Catalog, cache_dir
 from facelock.errors import ModelError
-from facelock.weights import digest, encoder_id, load_safetensors, locate, sha256_file, thresholds
+from facelock.weights import catalog, digest, encoder_id, load_safetensors, locate, sha256_file, thresholds
+from facelock.weights.catalog import Catalog, cache_dir
 
 
 @pytest.fixture

@@ -204,4 +204,4 @@ def write_plainly(patch: Callable[[str, Any], None]) -> None:
     a run takes some hundredths of a second: ``patch(dotted_name, value)``."""
     patch("facelock.clip.SegmentWriter", Writer)
     patch("facelock.clip.join_segments", join)
-    patch("facelock.report_page.render_page", lambda report: f"<p>{report.verdict}</p>")
+    patch("facelock.report.page.render_page", lambda report: f"<p>{report.verdict}</p>")

@@ -17,13 +17,13 @@ from facelock.bench import cast
 from facelock.bench.drift import figures
 from facelock.bench.tables import number, publish, table
 from facelock.bootstrap import over_clips
-from facelock.comparison import flicker, motion_signals, stillness
-from facelock.figures import Series
 from facelock.miniature import world
 from facelock.miniature.data import WINDOW
 from facelock.miniature.parameters import take
 from facelock.pipeline import Pipeline
 from facelock.protocols import Progress
+from facelock.report.comparison import flicker, motion_signals, stillness
+from facelock.report.figures import Series
 from facelock.types import ChunkRecords
 
 CLIP = 3 * WINDOW

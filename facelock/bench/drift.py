@@ -24,12 +24,12 @@ from facelock.bench.stills import Stills
 from facelock.bench.swap import PlainSwap
 from facelock.bench.tables import interval, number, publish, table
 from facelock.bootstrap import over_clips
-from facelock.figures import pool
 from facelock.job import Job, plan_chunks
 from facelock.pipeline import Pipeline, resize
 from facelock.protocols import Progress
 from facelock.report import build_report
-from facelock.report_model import Character
+from facelock.report.figures import pool
+from facelock.report.model import Character
 from facelock.runtime import derive_seed
 from facelock.types import ChunkRecords, Identity
 

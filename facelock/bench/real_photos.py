@@ -22,7 +22,7 @@ from facelock.images import read_picture
 from facelock.perception import open_perception
 from facelock.protocols import Encoder
 from facelock.types import Faces
-from facelock.video import probe, read_chunks
+from facelock.video.writing import probe, read_chunks
 
 ASSETS = Path("../shared/assets")
 """Where real photos, videos and weights lie beside a developer's checkout."""

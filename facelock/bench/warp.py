@@ -29,7 +29,7 @@ from facelock.images import read_picture
 from facelock.perception import open_perception
 from facelock.protocols import FacePack, Progress
 from facelock.types import Faces, Identity
-from facelock.video import probe, read_chunks
+from facelock.video.writing import probe, read_chunks
 
 GUIDE = "recognisers/arcface_mbf_y1_ms1m.onnx"
 JUDGES = {

@@ -14,7 +14,7 @@ from typing import Any
 
 from facelock import __version__
 from facelock.errors import InputError
-from facelock.report_model import Report
+from facelock.report.model import Report
 from facelock.storyboards.film import Film, ShotResult
 from facelock.storyboards.plan import Plan, Unit
 

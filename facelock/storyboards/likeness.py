@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from facelock.protocols import FacePack
-from facelock.report_model import LedgerEntry
+from facelock.report.model import LedgerEntry
 from facelock.storyboards.cut import Cut, Placed
 from facelock.types import Faces, Status
-from facelock.video import read_chunks
+from facelock.video.writing import read_chunks
 
 SAMPLES = 6
 """Frames of each shot and character."""

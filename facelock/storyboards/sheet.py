@@ -13,7 +13,7 @@ from torch import Tensor
 from facelock.files import atomic_write
 from facelock.pipeline import resize
 from facelock.storyboards.cut import Cut, Placed
-from facelock.video import read_chunks
+from facelock.video.writing import read_chunks
 
 TILE = 128
 """Pixels of a frame's longer side."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import ffmpeg
 
-from facelock.joining import run_ffmpeg, sound_input
 from facelock.storyboards.cut import Cut, Placed
+from facelock.video.joining import run_ffmpeg, sound_input
 
 RATE = 48_000
 """Samples per second."""

@@ -19,7 +19,7 @@ from facelock.files import storage
 from facelock.pipeline import resize
 from facelock.storyboards.cut import Cut, Placed
 from facelock.storyboards.soundtrack import sounds, write_soundtrack
-from facelock.video import SegmentWriter, join_segments, read_chunks
+from facelock.video.writing import SegmentWriter, join_segments, read_chunks
 
 FRAMES_PER_READ = 24
 

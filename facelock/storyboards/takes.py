@@ -35,7 +35,7 @@ from facelock.journal import Resume
 from facelock.pipeline import Made, Pipeline
 from facelock.protocols import Progress
 from facelock.recipe import Recipe
-from facelock.report_model import Report
+from facelock.report.model import Report
 from facelock.storyboard import CastMember, Storyboard
 from facelock.storyboards.events import ChunkMade, Event, OnEvent, ShotBegan, ShotEnded, StageDone
 from facelock.storyboards.film import FilmFolder, Take

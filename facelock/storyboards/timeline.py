@@ -17,7 +17,7 @@ from typing import Any
 
 from facelock.errors import StorageError
 from facelock.files import publish, storage_error
-from facelock.report_model import LedgerEntry
+from facelock.report.model import LedgerEntry
 from facelock.storyboards.cut import Cut, Placed
 from facelock.types import Status
 

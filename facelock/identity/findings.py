@@ -1,4 +1,4 @@
-"""What became of each photo when an identity was made: :func:`facelock.enrol.create_identity`'s result."""
+"""What became of each photo when an identity was made: :func:`facelock.identity.enrol.create_identity`'s result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from facelock.errors import InputError
-from facelock.photos import Quality
+from facelock.identity.photos import Quality
 from facelock.types import Identity
 
 MOST_PHOTOS = 256

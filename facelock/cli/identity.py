@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from facelock.cli_options import AsJson, Commercial, Debug, Device, FacesSpec, JudgeSpec, Quiet
-from facelock.terminal import running
+from facelock.cli.options import AsJson, Commercial, Debug, Device, FacesSpec, JudgeSpec, Quiet
+from facelock.cli.terminal import running
 
 if TYPE_CHECKING:
-    from facelock.identity_file import Record
+    from facelock.identity.storage import Record
     from facelock.types import Consent
 
 identity = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -77,8 +77,8 @@ def create(
         record = _consent(consent, consent_by, consent_scope, consent_expires)
         display.say(f"looking at {len(photos)} photo{'s' if len(photos) > 1 else ''}")
         from facelock import api
-        from facelock.consent import remark_unknown
-        from facelock.identity_file import check_target, read_record
+        from facelock.identity.consent import remark_unknown
+        from facelock.identity.storage import check_target, read_record
 
         check_target(output, overwrite=overwrite)
         made = api.create_identity(
@@ -95,7 +95,7 @@ def create(
 
 def _consent(kind: str, who: str, scope: str, expires: str) -> Consent:
     """The record that the options make, given today."""
-    from facelock.consent import check_consent, today
+    from facelock.identity.consent import check_consent, today
     from facelock.types import Consent
 
     given = "" if kind == "unknown" else today().isoformat()
@@ -106,7 +106,7 @@ def _consent(kind: str, who: str, scope: str, expires: str) -> Consent:
 def show(file: File, as_json: AsJson = False, debug: Debug = False) -> None:
     """Show what FILE.face says: encoders, natural range, quality, consent, when and with what it was made."""
     with running(quiet=False, debug=debug):
-        from facelock.identity_file import describe, read_record
+        from facelock.identity.storage import describe, read_record
 
         record = read_record(file)
     typer.echo(json.dumps(_summary(file, record)) if as_json else "\n".join(describe(record)))
@@ -125,7 +125,7 @@ def embed(
 ) -> None:
     """Add other recognisers' embeddings to FILE.face, which must hold crops (--keep-crops); the old ones stay."""
     with running(quiet, debug):
-        from facelock.identity_file import embed_file
+        from facelock.identity.storage import embed_file
         from facelock.perception import MINIATURE, open_perception
         from facelock.runtime import resolve_device
 
@@ -141,7 +141,7 @@ def embed(
 def revoke(file: File, quiet: Quiet = False, as_json: AsJson = False, debug: Debug = False) -> None:
     """Mark the consent of FILE.face as taken back today: it is refused wherever it is used from now on."""
     with running(quiet, debug):
-        from facelock.identity_file import revoke as take_back
+        from facelock.identity.storage import revoke as take_back
 
         record = take_back(file)
     day = record.identity.consent.revoked
@@ -149,7 +149,7 @@ def revoke(file: File, quiet: Quiet = False, as_json: AsJson = False, debug: Deb
 
 
 def _summary(path: Path, record: Record) -> dict[str, Any]:
-    from facelock.identity_file import summary
+    from facelock.identity.storage import summary
 
     return {"file": str(path), **summary(record)}
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from facelock.report_model import JudgeInfo, LedgerEntry
+from facelock.report.model import JudgeInfo, LedgerEntry
+from facelock.report.verdict import clock
 from facelock.types import Status
-from facelock.verdict import clock
 
 WIDTH, HEIGHT = 960, 330
 LEFT, RIGHT, TOP = 46, 78, 14

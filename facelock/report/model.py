@@ -13,10 +13,10 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from facelock.bootstrap import Figure
-from facelock.comparison import Flicker, Honesty, Stillness
-from facelock.figures import ClipFigures
+from facelock.report.comparison import Flicker, Honesty, Stillness
+from facelock.report.figures import ClipFigures
+from facelock.report.verdict import Outcome
 from facelock.types import Status, Unreadable
-from facelock.verdict import Outcome
 
 SCHEMA: Literal["facelock.report.v1"] = "facelock.report.v1"
 Point = tuple[float, float]

@@ -17,9 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facelock.catalog import Catalog, Entry
 from facelock.errors import ConfigError, ModelError
 from facelock.types import Thresholds
+from facelock.weights.catalog import Catalog, Entry
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from facelock.cli_options import AsJson, Debug, Device, Quiet
-from facelock.terminal import Display, running
+from facelock.cli.options import AsJson, Debug, Device, Quiet
+from facelock.cli.terminal import Display, running
 
 if TYPE_CHECKING:
     from facelock.storyboards.film import Film

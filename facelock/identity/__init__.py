@@ -5,7 +5,7 @@
     maria = identity_from_picture("maria.png", [loop_pack, judge_pack])
     group = identity_from_picture("group.jpg", packs, face=1)      # faces count from 0, left to right
 
-Several pictures of one person make a better one: :mod:`facelock.enrol`.
+Several pictures of one person make a better one: :mod:`facelock.identity.enrol`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from facelock.errors import InputError
 from facelock.geometry import ARCFACE_TEMPLATE, REFERENCE384, similarity_from_landmarks, warp_crops
-from facelock.photos import QualityLimits, choose, crop, look, qualities
+from facelock.identity.photos import QualityLimits, choose, crop, look, qualities
 from facelock.protocols import FacePack
 from facelock.types import CropSpec, Identity
 
@@ -40,7 +40,7 @@ def identity_from_picture(
 ) -> Identity:
     """Find the one face of ``picture`` and embed it with the encoder of each pack.
 
-    ``picture`` is anything that :func:`facelock.photos.look` reads. ``face`` chooses among several, counted
+    ``picture`` is anything that :func:`facelock.identity.photos.look` reads. ``face`` chooses among several, counted
     from 0, left to right. ``minimum_face`` is the face's height in pixels, ``minimum_sharpness`` the
     Laplacian variance of its 112-pixel crop (:func:`facelock.appearance.sharpness`), ``maximum_yaw`` degrees
     to either side. The first pack's detector is used. ``name`` defaults to the file's name without its ending.

@@ -2,9 +2,9 @@
 
 ::
 
-    python -P -m facelock.video_worker '{"path": "/clip.mp4", "mode": "frames"}'
+    python -P -m facelock.video.worker '{"path": "/clip.mp4", "mode": "frames"}'
 
-Started by :mod:`facelock.footage_io`, which also ends it when it hangs. Its memory is bounded, only files themselves
+Started by :mod:`facelock.video.reading`, which also ends it when it hangs. Its memory is bounded, only files themselves
 are opened (no URL, no playlist, nothing they point to), and it knows neither torch nor the rest of FaceLock, so that it
 starts in a tenth of a second. It answers on standard output with records: a header (:data:`HEADER`: kind, pts,
 duration, length) and as many bytes. A request's ``mode`` is

@@ -6,10 +6,10 @@
     for chunk in footage: ...               # nothing is written
     report = footage.save("fixed.mp4")      # fixed.mp4, fixed.report.json, fixed.report.html
 
-The clip is looked at once (:mod:`facelock.people`): every frame's time, and who is who. Then it is read, locked,
-restored, judged and encoded chunk by chunk. The result has the source's frames at the source's own times, its size
-(a rotation that the source asks for is done: the result is upright and asks for none), pixel shape, bits, chroma and
-colour tags, and its sound.
+The clip is looked at once (:mod:`facelock.footage.people`): every frame's time, and who is who. Then it is read,
+locked, restored, judged and encoded chunk by chunk. The result has the source's frames at the source's own times, its
+size (a rotation that the source asks for is done: the result is upright and asks for none), pixel shape, bits, chroma
+and colour tags, and its sound.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from torch import Tensor
 from facelock import __version__
 from facelock.closed_loop import Cast
 from facelock.errors import InputError
-from facelock.footage_io import Still, probe, read_chunks, read_stills
+from facelock.footage.parts import LockParts
+from facelock.footage.people import Casting, find_cast, look_around, sampled
 from facelock.job import Span, plan_chunks
 from facelock.journal import Journal, Resume, Tail, claim
-from facelock.lock_parts import LockParts
 from facelock.making import BYTES_PER_FRAME, BYTES_PER_PIXEL, Making, fingerprint
-from facelock.people import Casting, find_cast, look_around, sampled
 from facelock.pipeline import Made
 from facelock.protocols import Progress
 from facelock.report import Report, build_report, write_report
 from facelock.runtime import require_space
 from facelock.steps import Steps
 from facelock.types import AlignRecord, Chunk, ChunkRecords, Identity
-from facelock.video import SegmentWriter, Timing, join_segments
+from facelock.video.reading import Still, probe, read_chunks, read_stills
+from facelock.video.writing import SegmentWriter, Timing, join_segments
 from facelock.weights import sha256_file
 
 if TYPE_CHECKING:
-    from facelock.footage_io import VideoInfo
+    from facelock.video.reading import VideoInfo
 
 logger = logging.getLogger(__name__)
 

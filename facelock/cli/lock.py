@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from facelock.cli_options import (
+from facelock.cli.options import (
     RESUME_HINT,
     AsJson,
     Commercial,
@@ -25,7 +25,7 @@ from facelock.cli_options import (
     require,
     tell,
 )
-from facelock.terminal import running
+from facelock.cli.terminal import running
 
 EXAMPLES = """\
 Examples:
@@ -75,10 +75,10 @@ def lock(
     Frame times, size, colours and sound are kept; other people's faces keep every pixel. Leaves OUT.mp4,
     OUT.report.json and OUT.report.html; while it runs, OUT.mp4.partial/ holds what is finished.
     """
-    from facelock.footage_io import probe
     from facelock.job import check_share
     from facelock.journal import claim
     from facelock.recipe import load_recipe
+    from facelock.video.reading import probe
 
     check_share(target)
     chosen = load_recipe(recipe)

@@ -83,7 +83,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class QualityLimits:
-    """What a face must offer. The defaults ask little; :data:`facelock.enrol.LIMITS` ask more."""
+    """What a face must offer. The defaults ask little; :data:`facelock.identity.enrol.LIMITS` ask more."""
 
     minimum_face: float = 24.0
     """Height in pixels of the file."""

@@ -9,7 +9,7 @@ report, ``facelock verify`` and ``facelock bench`` share it::
     pool([figures, ...]).slope.contains(0.0)               # over clips
 
 Similarity is cosine in [-1, 1]. Nothing here raises on a short or faceless clip: such figures are null
-and carry a reason. What compares two clips (stillness, flicker, honesty) is in ``facelock.comparison``.
+and carry a reason. What compares two clips (stillness, flicker, honesty) is in ``facelock.report.comparison``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from facelock.bootstrap import Array, Estimate, Figure, linear_estimate, missing, over_clips
 from facelock.errors import FaceLockError
-from facelock.spans import Flags, LostSpan, Reason, Span, lost_spans, spans
+from facelock.report.spans import Flags, LostSpan, Reason, Span, lost_spans, spans
 from facelock.types import Status, Thresholds, Unreadable
 
 EDGE_SHARE = 0.15

@@ -6,7 +6,7 @@
         print(standing.entry.name, standing.state)
     damaged = [c for c in check() if c.state == "damaged"]
 
-Fetching is :func:`facelock.pull.pull`. All of it also stands behind ``facelock models``.
+Fetching is :func:`facelock.weights.pull.pull`. All of it also stands behind ``facelock models``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from facelock.catalog import Catalog, Entry
 from facelock.errors import ModelError
-from facelock.pull import find
 from facelock.weights import damaged, is_here, missing, sha256_file
+from facelock.weights.catalog import Catalog, Entry
+from facelock.weights.pull import find
 
 State = Literal["bundled", "pulled", "missing"]
 

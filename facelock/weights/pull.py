@@ -21,12 +21,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from facelock.catalog import Catalog, Entry, Fetch
-from facelock.download import MIB, PIECE, Wire, cache_error, download
 from facelock.errors import ConfigError, InputError, ModelError, OutputBusyError, StorageError
 from facelock.files import lock_file, publish, sync_folder
 from facelock.protocols import Progress
 from facelock.weights import damaged, digest, is_here, missing, require_commercial, sha256_file
+from facelock.weights.catalog import Catalog, Entry, Fetch
+from facelock.weights.download import MIB, PIECE, Wire, cache_error, download
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from facelock.bootstrap import Estimate
-from facelock.figures import ClipFigures, PerThreshold
-from facelock.report_model import Character, LedgerEntry, Report, SheetFrame, Step
-from facelock.report_plot import similarity_plot
+from facelock.report.figures import ClipFigures, PerThreshold
+from facelock.report.model import Character, LedgerEntry, Report, SheetFrame, Step
+from facelock.report.plot import similarity_plot
+from facelock.report.verdict import clock, interval
 from facelock.types import Status
-from facelock.verdict import clock, interval
 
 NONE = "–"
 STATUS_MEANING = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from facelock.bootstrap import Array, Figure
-from facelock.figures import Series
+from facelock.report.figures import Series
 
 FEWEST_FRAMES = 8
 """Frames readable in both clips below which variances say nothing."""

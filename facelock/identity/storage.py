@@ -5,7 +5,7 @@
     save_identity(enrolment, "maria.face")
     maria = read_identity("maria.face")
 
-What is in it: :mod:`facelock.face_format`.
+What is in it: :mod:`facelock.identity.face_format`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
-from facelock.consensus import centre, spread, to_the_others
-from facelock.consent import require_consent, today
 from facelock.errors import InputError
-from facelock.face_format import LARGEST_FILE, MAGIC, Record, pack, unpack
 from facelock.files import atomic_write, open_input
-from facelock.findings import Enrolment
 from facelock.identity import embedding_of, recrop
+from facelock.identity.consensus import centre, spread, to_the_others
+from facelock.identity.consent import require_consent, today
+from facelock.identity.face_format import LARGEST_FILE, MAGIC, Record, pack, unpack
+from facelock.identity.findings import Enrolment
+from facelock.identity.photos import Quality
 from facelock.perception import Perception
-from facelock.photos import Quality
 from facelock.types import Identity
 
 SUFFIX = ".face"
@@ -67,7 +67,7 @@ def save_identity(
 ) -> Path:
     """Write a ``.face`` file, which only its owner can read, and return its path.
 
-    An :class:`facelock.findings.Enrolment` leaves the photos' quality in it too. The aligned crops go in with
+    An :class:`facelock.identity.findings.Enrolment` leaves the photos' quality in it too. The aligned crops go in with
     ``keep_crops`` alone (default: as the enrolment was asked). The whole file or nothing is written. Raises
     ``InputError`` when it exists and not ``overwrite``, when the identity has no embedding, or for a path that
     cannot be; ``StorageError`` for a full disk.
@@ -86,7 +86,7 @@ def save_identity(
 
 
 def read_identity(path: str | Path) -> Identity:
-    """Read a ``.face`` file. Says nothing of its consent: :func:`facelock.consent.require_consent` does.
+    """Read a ``.face`` file. Says nothing of its consent: :func:`facelock.identity.consent.require_consent` does.
 
     Raises ``InputError`` in one sentence: not there, not readable, not a ``.face`` file, of another version, too
     large, cut short, damaged or edited.

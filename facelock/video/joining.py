@@ -23,10 +23,10 @@ import av.error
 import ffmpeg
 
 from facelock.errors import EncoderError
-from facelock.ffmpeg_process import BITEXACT, FfmpegProcess
 from facelock.files import publish, storage
-from facelock.footage_io import probe
-from facelock.video_worker import AUDIO_FORMATS, VIDEO_FORMATS
+from facelock.video.ffmpeg_process import BITEXACT, FfmpegProcess
+from facelock.video.reading import probe
+from facelock.video.worker import AUDIO_FORMATS, VIDEO_FORMATS
 
 COPIED = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"})
 """Audio that an mp4 holds as it is; other kinds become AAC."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from facelock.bootstrap import Estimate
-from facelock.figures import ClipFigures
+from facelock.report.figures import ClipFigures
 
 Outcome = Literal["held", "doubtful", "lost", "unseen"]
 """held: the target is met and nobody else is seen; doubtful: the target is missed, or it was met by pasting;

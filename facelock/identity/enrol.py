@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facelock.consensus import agreement, centre, groups, spread, to_the_others, unlike
-from facelock.consent import check_consent
 from facelock.errors import InputError
-from facelock.findings import MOST_CROPS, MOST_PHOTOS, Enrolment, Finding, Outcome, check_name
 from facelock.geometry import REFERENCE384
 from facelock.identity import portrait_of
+from facelock.identity.consensus import agreement, centre, groups, spread, to_the_others, unlike
+from facelock.identity.consent import check_consent
+from facelock.identity.findings import MOST_CROPS, MOST_PHOTOS, Enrolment, Finding, Outcome, check_name
+from facelock.identity.photos import Photo, Quality, QualityLimits, choose, crop, look, qualities
 from facelock.perception import Perception
-from facelock.photos import Photo, Quality, QualityLimits, choose, crop, look, qualities
 from facelock.protocols import FacePack
 from facelock.types import Consent, Identity
 
@@ -99,12 +99,12 @@ def create_identity(
 ) -> Enrolment:
     """Make an identity called ``name`` of photos of one person, at most ``MOST_PHOTOS``.
 
-    ``pictures`` are anything that :func:`facelock.photos.look` reads. ``face`` chooses the face of photos that show
-    several, counted from 0, left to right: one number for a single photo, else one per photo or None. Without it, the
-    face that agrees with the other photos is taken. ``keep_crops`` lets a file of it hold the aligned crops.
+    ``pictures`` are anything that :func:`~facelock.identity.photos.look` reads. ``face`` chooses the face of photos
+    that show several, counted from 0, left to right: one number for a single photo, else one per photo or None. Without
+    it, the face that agrees with the other photos is taken. ``keep_crops`` lets a file of it hold the aligned crops.
     ``progress("photos", done, all)`` is called after each photo.
 
-    The centre of the references is their geometric median per encoder (:func:`facelock.consensus.centre`),
+    The centre of the references is their geometric median per encoder (:func:`facelock.identity.consensus.centre`),
     the spread their cosines to the centre of the others. Raises ``InputError`` when no photo can be used, saying why
     of each; when the photos show several people equally often; and for a name or consent that cannot be used.
     """

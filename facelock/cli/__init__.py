@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from facelock import __version__
-from facelock.cli_identity import identity
-from facelock.cli_lock import EXAMPLES as LOCK_EXAMPLES
-from facelock.cli_lock import lock
-from facelock.cli_models import models
-from facelock.cli_options import (
+from facelock.cli.identity import identity
+from facelock.cli.lock import EXAMPLES as LOCK_EXAMPLES
+from facelock.cli.lock import lock
+from facelock.cli.models import models
+from facelock.cli.options import (
     RESUME_HINT,
     AsJson,
     Commercial,
@@ -39,9 +39,9 @@ from facelock.cli_options import (
     require,
     tell,
 )
-from facelock.cli_storyboard import storyboard
+from facelock.cli.storyboard import storyboard
+from facelock.cli.terminal import running
 from facelock.errors import FaceLockError
-from facelock.terminal import running
 
 if TYPE_CHECKING:
     pass

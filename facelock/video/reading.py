@@ -6,7 +6,7 @@
     for chunk in read_chunks("clip.mp4", 24): ...  # float frames, upright, by the file's own colour matrix
     for still in read_stills("clip.mp4", only=[0, 99]): still.pts, still.pixels
 
-The decoder (:mod:`facelock.video_worker`) runs in a child with bounded memory: a file that crashes or hangs it costs
+The decoder (:mod:`facelock.video.worker`) runs in a child with bounded memory: a file that crashes or hangs it costs
 one clear sentence. Memory here does not depend on the clip's length. Every frame has its own time: ``pts`` in units of
 ``info.time_base``, strictly rising.
 """
@@ -32,9 +32,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facelock import video_worker as worker
 from facelock.errors import EnvironmentFailure, InputError
 from facelock.types import Chunk
+from facelock.video import worker
 
 log = logging.getLogger(__name__)
 
@@ -339,7 +339,7 @@ def _start(request: Mapping[str, Any]) -> subprocess.Popen[bytes]:
     paths = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "facelock.video_worker", json.dumps(request)],
+            [sys.executable, "-P", "-m", "facelock.video.worker", json.dumps(request)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from facelock.cli_options import AsJson, Debug, Quiet
+from facelock.cli.options import AsJson, Debug, Quiet
 
 if TYPE_CHECKING:
-    from facelock.catalog import Entry
-    from facelock.inventory import Standing
     from facelock.protocols import Progress
+    from facelock.weights.catalog import Entry
+    from facelock.weights.inventory import Standing
 
 MIB = 2**20
 LINE_EVERY = 5.0
@@ -46,7 +46,7 @@ def list_models(
     debug: Debug = False,
 ) -> None:
     """Show every known weight: task, size, licence, and whether it is on this machine."""
-    from facelock.inventory import inventory
+    from facelock.weights.inventory import inventory
 
     found = inventory(commercial=commercial)
     if as_json:
@@ -84,8 +84,8 @@ def pull_models(
     The folder is $FACELOCK_HOME/models, else ~/.cache/facelock/models. Interrupted, the same command goes on
     where it stopped.
     """
-    from facelock.pull import find
-    from facelock.terminal import Signals, show_log
+    from facelock.cli.terminal import Signals, show_log
+    from facelock.weights.pull import find
 
     entries = [find(name, commercial=commercial) for name in names]
     show_log(quiet, debug)
@@ -98,7 +98,7 @@ def pull_models(
 
 def _pull(entry: Entry, quiet: bool) -> None:
     """Fetch one weight unless it is here; say first how large it is and what its licence allows."""
-    from facelock.pull import first_damage, pull_entry
+    from facelock.weights.pull import first_damage, pull_entry
 
     if first_damage(entry) is None:
         _say(f"{entry.name}: is here already", quiet)
@@ -159,7 +159,7 @@ def verify_models(
     debug: Debug = False,
 ) -> None:
     """Read every weight on this machine and compare its sha256 with the catalog's; a damaged one: exit code 3."""
-    from facelock.inventory import check, require_whole
+    from facelock.weights.inventory import check, require_whole
 
     checks = check(names or ())
     if as_json:

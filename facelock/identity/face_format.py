@@ -1,4 +1,4 @@
-"""The bytes of a ``.face`` file: safetensors with a JSON header; see :mod:`facelock.identity_file`.
+"""The bytes of a ``.face`` file: safetensors with a JSON header; see :mod:`facelock.identity.storage`.
 
 Layout (``facelock.face.v1``): the metadata of the safetensors file has one entry, ``facelock.face``, a JSON object
 with the keys of :class:`Header`. Tensors: ``embedding.K`` float32 (D,) for the K-th encoder of the header, and, only
@@ -29,12 +29,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from facelock import __version__
-from facelock.consent import check_consent
 from facelock.errors import InputError
-from facelock.findings import LONGEST_NAME, MOST_CROPS, MOST_PHOTOS, check_name
 from facelock.geometry import REFERENCE384
 from facelock.identity import portrait_of
-from facelock.photos import Quality
+from facelock.identity.consent import check_consent
+from facelock.identity.findings import LONGEST_NAME, MOST_CROPS, MOST_PHOTOS, check_name
+from facelock.identity.photos import Quality
 from facelock.types import Consent, Identity, Spread
 
 SCHEMA = "facelock.face.v1"

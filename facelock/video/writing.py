@@ -7,7 +7,7 @@
     join_segments([Path("00000.mkv")], Path("clip.mp4"), fps=Fraction(12))
     for chunk in read_chunks("clip.mp4", 24): ...
 
-Writing is here, joining in :mod:`facelock.joining`, reading in :mod:`facelock.footage_io`.
+Writing is here, joining in :mod:`facelock.video.joining`, reading in :mod:`facelock.video.reading`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from facelock.errors import FaceLockError
-from facelock.ffmpeg_process import BITEXACT, FfmpegProcess, find_ffmpeg
 from facelock.files import publish, storage
-from facelock.footage_io import Look, VideoInfo, check_audio, count_frames, probe, read_chunks
-from facelock.joining import Timing, join_segments
-from facelock.video_worker import matrix_name
+from facelock.video.ffmpeg_process import BITEXACT, FfmpegProcess, find_ffmpeg
+from facelock.video.joining import Timing, join_segments
+from facelock.video.reading import Look, VideoInfo, check_audio, count_frames, probe, read_chunks
+from facelock.video.worker import matrix_name
 
 __all__ = [
     "Look",

@@ -26,10 +26,10 @@ import numpy as np
 from facelock import __version__
 from facelock.appearance import jpeg, to_bytes
 from facelock.bootstrap import Array
-from facelock.comparison import Honesty, Stillness, flicker, honesty, motion_signals, stillness
-from facelock.figures import Series, clip_figures
 from facelock.files import atomic_write
-from facelock.report_model import (
+from facelock.report.comparison import Honesty, Stillness, flicker, honesty, motion_signals, stillness
+from facelock.report.figures import Series, clip_figures
+from facelock.report.model import (
     Character,
     ClipInfo,
     JudgeInfo,
@@ -40,8 +40,8 @@ from facelock.report_model import (
     Step,
     schema_text,
 )
+from facelock.report.verdict import say
 from facelock.types import AlignRecord, ChunkRecords, Identity, LedgerRow, Status, Thresholds
-from facelock.verdict import say
 
 __all__ = ["Report", "build_report", "schema_text", "write_report"]
 
@@ -251,7 +251,7 @@ def _worst(ledger: Sequence[Row], available: Container[int]) -> list[int]:
 
 def write_report(report: Report, json_path: Path, html_path: Path) -> None:
     """Write the JSON and the page, each under a temporary name first. Raises StorageError."""
-    from facelock.report_page import render_page
+    from facelock.report.page import render_page
 
     atomic_write(json_path, report.to_json().encode())
     atomic_write(html_path, render_page(report).encode())
