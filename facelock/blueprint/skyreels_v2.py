@@ -29,6 +29,7 @@ import ftfy
 import torch
 from torch import Tensor
 
+from facelock.blueprint.regions import Regions, shares
 from facelock.blueprint.skyreels_checkpoint import device_errors, load_checkpoint
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
 from facelock.errors import ConfigError, FaceLockError, InputError, ModelError
@@ -62,6 +63,8 @@ class SkyReelsV2:
         flow_shift: float | None = None,
         negative_prompt: str = "",
         context_noise: float = 0.0,
+        regions: int = 1,
+        region_width: int | None = None,
         device: str | torch.device = "cpu",
         precision: str = "float32",
         on_step: Callable[[int, int], None] | None = None,
@@ -72,6 +75,8 @@ class SkyReelsV2:
         past. ``guidance_scale`` up to 1 means no guidance. ``flow_shift`` replaces the scheduler's own.
         ``context_noise`` in [0, 0.06] is the share of noise mixed into the past, which smooths long clips
         (SkyReels' ``addnoise_condition`` / 1000). ``precision`` is of text encoder and transformer.
+        ``regions`` people stand side by side, each in a window ``region_width`` pixels wide (as wide as the frame is
+        high, if None) under a prompt of its own (:mod:`facelock.blueprint.regions`).
         ``on_step(done, steps)`` is called after every denoising step, and may raise to stop.
 
         Raises ``ModelError``, ``DeviceError``, and ``ConfigError`` for sizes that the checkpoint cannot do.
@@ -90,6 +95,10 @@ class SkyReelsV2:
         self._transformer, self._vae = parts.transformer, parts.vae
         self._scheduler = _scheduler(parts.scheduler, flow_shift)
         self._check_settings(str(folder))
+        width = self.size[1] if regions == 1 else region_width or self.size[0]
+        self._regions = Regions.across(
+            regions, *(side // self._scales()[1] for side in (self.size[1], width))
+        )
         if self.device.type == "cpu":
             accelerate_vae(self._vae)
         mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in self._latent_statistics())
@@ -123,7 +132,8 @@ class SkyReelsV2:
         self._check_context(context)
         with torch.no_grad(), device_errors(str(self.device)):
             past = None if context is None else self._encode(context)
-            latents = self._sample(self._embed(prompt), past, seed)
+            texts = [self._embed(part) for part in shares(prompt, len(self._regions.starts))]
+            latents = self._sample(texts, past, seed)
             frames = self._decode(latents)
         return frames[0 if context is None else self.context :].contiguous()
 
@@ -137,7 +147,7 @@ class SkyReelsV2:
 
     # ------------------------------------------------------------------ denoising
 
-    def _sample(self, texts: Tensor, past: Tensor | None, seed: int) -> Tensor:
+    def _sample(self, texts: Sequence[Tensor], past: Tensor | None, seed: int) -> Tensor:
         """Denoise one window; when a step is not finite, once more in float32."""
         try:
             return self._denoise(texts, past, seed)
@@ -146,7 +156,7 @@ class SkyReelsV2:
         with _in_float32(self._transformer):
             return self._denoise(texts, past, seed)
 
-    def _denoise(self, texts: Tensor, past: Tensor | None, seed: int) -> Tensor:
+    def _denoise(self, texts: Sequence[Tensor], past: Tensor | None, seed: int) -> Tensor:
         """Clean latents of one window, (1, z, F, h, w) float32, the first of them ``past``."""
         generator = torch.Generator("cpu").manual_seed(seed)
         latents = self._noise(self._latent_shape(), generator)
@@ -158,7 +168,7 @@ class SkyReelsV2:
         scheduler.set_timesteps(self.steps, device=self.device)
         for index, timestep in enumerate(scheduler.timesteps):
             noisy, levels = self._window_input(latents, timestep, known, generator)
-            velocity = self._predict(noisy, levels, texts)[:, :, known:]
+            velocity = self._velocity(noisy, levels, texts)[:, :, known:]
             # one step for all new latents: the solver's state is the same for each
             new = scheduler.step(velocity, timestep, latents[:, :, known:], return_dict=False)[0]
             if not torch.isfinite(new).all():
@@ -186,6 +196,12 @@ class SkyReelsV2:
     def _noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Drawn on the CPU, so that a seed means the same on every device."""
         return torch.randn(tuple(shape), generator=generator).to(self.device)
+
+    def _velocity(self, latents: Tensor, levels: Tensor, texts: Sequence[Tensor]) -> Tensor:
+        """The guided velocity of the whole frame, (1, z, F, h, w) float32; ``texts`` holds each region's."""
+        if len(texts) == 1:
+            return self._predict(latents, levels, texts[0])
+        return self._regions.blend(latents, lambda part, region: self._predict(part, levels, texts[region]))
 
     def _predict(self, latents: Tensor, levels: Tensor, texts: Tensor) -> Tensor:
         """The guided velocity, (1, z, F, h, w) float32; ``texts`` is (1 or 2, L, D), the prompt last."""
