@@ -88,9 +88,9 @@ class WanBackbone:
         self.window, self.context = window, context
         self.steps, self.guidance_scale, self.negative_prompt = steps, guidance_scale, negative_prompt
         self.context_noise, self.on_step, self.guide = context_noise, on_step, guide
-        self.device = torch.device(device)
+        self.device, self._folder = torch.device(device), Path(folder)
         dtype = dtype_of(precision, self.device)
-        parts = load_checkpoint(Path(folder), self.layout, device=self.device, dtype=dtype, place=place)
+        parts = load_checkpoint(self._folder, self.layout, device=self.device, dtype=dtype, place=place)
         self.modules: Mapping[str, torch.nn.Module] = parts.networks
         """The loaded networks by name: ``text_encoder``, ``transformer``, ``vae``, ..."""
         self._index, self._tokenizer = parts.index, parts.tokenizer
@@ -108,7 +108,12 @@ class WanBackbone:
 
     def _network(self, *names: str) -> Any:
         """The first of the networks ``names`` that the checkpoint has."""
-        return next(self.modules[name] for name in names if name in self.modules)
+        found = next((self.modules[name] for name in names if name in self.modules), None)
+        if found is None:
+            raise ModelError(
+                f"{self._folder} holds no {' and no '.join(names)}. Pull or export the model again."
+            )
+        return found
 
     @property
     def chunk(self) -> int:
@@ -200,28 +205,43 @@ class WanBackbone:
         return scheduler
 
     def _advance(
-        self, scheduler: Any, velocity: Tensor, latents: Tensor, step: int, known: int = 0, **options: Any
-    ) -> Any:
+        self,
+        scheduler: Any,
+        velocity: Tensor,
+        latents: Tensor,
+        step: int,
+        known: int = 0,
+        *,
+        skip: int = 0,
+        guided: int | None = None,
+        **options: Any,
+    ) -> Tensor:
         """One step of the solver for (1, z, F, h, w) ``latents``: all but the first ``known``, (1, z, F - known, h, w).
 
-        ``velocity`` is of that shape too; ``options`` go to the scheduler. Raises :class:`NotFiniteError`.
+        ``velocity`` is of that shape too. The guide sees none of the first ``skip`` latents, which are no frames, and
+        is told that ``guided`` (default: ``known``) of the others are past. ``options`` go to the scheduler. Raises
+        :class:`NotFiniteError`.
         """
         new = latents[:, :, known:]
         if self.guide:
             # an edit of x0 = x - σ·v inside the step is exact with every solver; one of the latents is not
             sigma = float(scheduler.sigmas[step])
             x0 = torch.cat([latents[:, :, :known], new - sigma * velocity], dim=2)
-            velocity = (new - self.guide(x0, sigma, step, known)[:, :, known:]) / max(sigma, 1e-6)
+            edited = self.guide(x0[:, :, skip:], sigma, step, known if guided is None else guided)
+            x0 = torch.cat([x0[:, :, :skip], edited], dim=2)
+            velocity = (new - x0[:, :, known:]) / max(sigma, 1e-6)
         # one step for all new latents: the solver's state is the same for each
-        new = scheduler.step(velocity, scheduler.timesteps[step], new, return_dict=False, **options)[0]
-        if not torch.isfinite(new).all():
+        after: Tensor = scheduler.step(
+            velocity, scheduler.timesteps[step], new, return_dict=False, **options
+        )[0]
+        if not torch.isfinite(after).all():
             raise NotFiniteError(
                 f"The blueprint's latents are not finite after denoising step {step + 1} of "
                 f"{self.steps}. Try another seed or a higher precision."
             )
         if self.on_step:
             self.on_step(step + 1, self.steps)
-        return new
+        return after
 
     def _guided(
         self, texts: Tensor, forward: Callable[[Tensor], Tensor], scale: float | None = None
@@ -325,7 +345,7 @@ class WanBackbone:
         require(
             0 <= self.context_noise <= self.most_context_noise,
             f"context_noise = {self.context_noise}",
-            f"between 0 and {self.most_context_noise}",
+            f"between 0 and {self.most_context_noise}" if self.most_context_noise else "0",
         )
 
 
