@@ -21,7 +21,7 @@ from typing import Any
 
 from facelock.alignment import aligner_class
 from facelock.blueprint import backbone_class
-from facelock.closed_loop import Locker, RestoreLoop
+from facelock.closed_loop import Locker
 from facelock.faces import load_pack
 from facelock.identity import identity_from_picture
 from facelock.identity.storage import is_face_file, stored_identity
@@ -30,6 +30,7 @@ from facelock.perception import Perception
 from facelock.protocols import Backbone, FacePack, Upscaler
 from facelock.recipe import AcceptRecipe, Recipe, model_names
 from facelock.restoration import restorer_class, upscaler_class
+from facelock.restore_loop import RestoreLoop
 from facelock.runtime import resolve_device
 from facelock.types import Identity, Thresholds
 from facelock.weights import digest, locate, require_commercial
@@ -68,7 +69,7 @@ class Assembly:
         names = model_names(recipe)
         if commercial:
             require_commercial(names.values())
-        self._paths = {role: locate(name) for role, name in names.items()}
+        self._paths = {r: locate(name, tensors=r.startswith("restore.")) for r, name in names.items()}
 
     @property
     def device(self) -> str:
@@ -136,7 +137,11 @@ class Assembly:
         """Stage 3's first half."""
         settings = self.recipe.restore
         return upscaler_class(settings.upscaler_kind)(
-            self._paths["restore.upscaler"], scale=settings.scale, batch=settings.batch, device=self._device
+            self._paths["restore.upscaler"],
+            scale=settings.scale,
+            batch=settings.batch,
+            device=self._device,
+            **settings.upscaler_options(),
         )
 
     @cached_property
@@ -149,15 +154,9 @@ class Assembly:
                 encoder=self.pack.encoder.id,
                 batch=settings.batch,
                 device=self._device,
+                **settings.restorer_options(),
             )
-        return RestoreLoop(
-            self.pack,
-            self.upscaler,
-            restorer,
-            ladder=settings.ladder,
-            target=settings.target,
-            consistency=settings.consistency,
-        )
+        return RestoreLoop(self.pack, self.upscaler, restorer, **settings.loop_options())
 
     @cached_property
     def backbone(self) -> Backbone:

@@ -35,6 +35,7 @@ Cosine = Annotated[float, Field(ge=-1, le=1)]
 Ladder = Annotated[tuple[Annotated[float, Field(gt=0, le=2)], ...], Field(min_length=1, max_length=16)]
 Model = Annotated[str, Field(min_length=1)]
 """Catalog name or path."""
+Precision = Literal["float32", "bfloat16", "float16"]
 Batch = Annotated[int, Field(ge=1, le=1024)]
 """Rows that a network takes at once on a GPU; on a CPU, ``facelock.runtime.CPU_BATCH`` at most, side by side."""
 
@@ -130,19 +131,73 @@ class LockRecipe(_Part):
 
 
 class RestoreRecipe(_Part):
-    """Stage 3: frames enlarged, faces restored under two constraints."""
+    """Stage 3: frames enlarged, faces restored under two constraints (docs/restore.md)."""
 
     upscaler_kind: str = "onnx_upscaler"
     upscaler: Model
     scale: int = Field(default=4, ge=1, le=8)
+    tile: int = Field(default=0, ge=0, le=8192)
+    """Side in pixels, before enlarging, of what the upscaler sees at once; 0: whole frames."""
+    overlap: int = Field(default=32, ge=0, le=1024)
+    """Pixels at each edge of a tile that are seen and not kept."""
+    precision: Precision = "float32"
+    """Of the upscaler; all but float32 need a GPU."""
     restorer_kind: str = "onnx_restorer"
     restorer: Model | None = None
     """None: the upscaler alone."""
+    restorer_precision: Precision = "float32"
+    search: Literal["ladder", "bisect"] = "ladder"
+    """How the share of the restored face is found: from the ``ladder``, or the largest one that both constraints
+    allow."""
     ladder: Ladder = (1.0,)
+    """Shares to try, strongest first."""
+    search_steps: int = Field(default=5, ge=1, le=16)
+    """Halvings of the bisection: the share is found to within 2 ** -search_steps."""
+    tolerance: Share = 0.0
+    """Similarity that the bisection may cost a face whose plain enlargement lies above the target."""
     target: Cosine = 0.5
     consistency: float = Field(default=0.1, gt=0, le=1)
     """Largest RMS difference between the restored face, downsampled, and the locked one."""
     batch: Batch = 16
+
+    @model_validator(mode="after")
+    def _keys_are_used(self) -> RestoreRecipe:
+        given = self.model_fields_set
+        for keys, used, where in (
+            (
+                ("tile", "overlap", "precision"),
+                self.upscaler_kind != "onnx_upscaler",
+                "upscaler_kind onnx_upscaler",
+            ),
+            (("restorer_precision",), self.restorer_kind != "onnx_restorer", "restorer_kind onnx_restorer"),
+            (("search_steps", "tolerance"), self.search == "bisect", "search ladder"),
+        ):
+            if not used and (unused := [key for key in keys if key in given]):
+                raise ValueError(f"{unused[0]} has no effect with {where}")
+        if self.tile and self.tile <= 2 * self.overlap:
+            raise ValueError(f"tile ({self.tile}) must be larger than twice the overlap ({self.overlap})")
+        return self
+
+    def upscaler_options(self) -> dict[str, Any]:
+        """What the upscaler of this kind takes besides scale, batch and device."""
+        if self.upscaler_kind == "onnx_upscaler":
+            return {}
+        return {"tile": self.tile, "overlap": self.overlap, "precision": self.precision}
+
+    def restorer_options(self) -> dict[str, Any]:
+        """What the restorer of this kind takes besides encoder, batch and device."""
+        return {} if self.restorer_kind == "onnx_restorer" else {"precision": self.restorer_precision}
+
+    def loop_options(self) -> dict[str, Any]:
+        """Keyword arguments of :class:`facelock.restore_loop.RestoreLoop`."""
+        return {
+            "ladder": self.ladder,
+            "target": self.target,
+            "consistency": self.consistency,
+            "search": self.search,
+            "tolerance": self.tolerance,
+            "steps": self.search_steps,
+        }
 
 
 class JudgeRecipe(_Part):

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from facelock.alignment import aligner_class
 from facelock.assembly import Assembly
-from facelock.closed_loop import Locker, RestoreLoop
+from facelock.closed_loop import Locker
 from facelock.errors import ConfigError
 from facelock.ledger import Judge
 from facelock.perception import MINIATURE, Perception, open_perception
 from facelock.pipeline import Pipeline
 from facelock.protocols import FacePack
 from facelock.recipe import Recipe, load_recipe
+from facelock.restore_loop import RestoreLoop
 from facelock.runtime import resolve_device
 
 WARP = "warp"
@@ -151,15 +152,7 @@ def _restorer(recipe: Recipe, parts: Assembly) -> RestoreLoop | None:
     own = parts.restorer
     if own.restorer is None:
         return None
-    settings = recipe.restore
-    return RestoreLoop(
-        parts.pack,
-        SameSize(),
-        own.restorer,
-        ladder=settings.ladder,
-        target=settings.target,
-        consistency=settings.consistency,
-    )
+    return RestoreLoop(parts.pack, SameSize(), own.restorer, **recipe.restore.loop_options())
 
 
 def _independent(judge: Judge, pack: FacePack) -> Judge:
