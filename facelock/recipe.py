@@ -138,7 +138,7 @@ class RestoreRecipe(_Part):
     scale: int = Field(default=4, ge=1, le=8)
     tile: int = Field(default=0, ge=0, le=8192)
     """Side in pixels, before enlarging, of what the upscaler sees at once; 0: whole frames."""
-    overlap: int = Field(default=32, ge=0, le=1024)
+    overlap: int = Field(default=40, ge=0, le=1024)
     """Pixels at each edge of a tile that are seen and not kept."""
     precision: Precision = "float32"
     """Of the upscaler; all but float32 need a GPU."""

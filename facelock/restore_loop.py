@@ -91,22 +91,22 @@ class RestoreLoop(ClosedLoop):
         rung, (faces, shares) = 0, search.next()
         while len(faces):
             for index, share in zip(faces.split(AT_ONCE), shares.split(AT_ONCE), strict=True):
-                crops = self._candidates(work, restored, index, share)
+                crops, finite = self._candidates(work, restored, index, share)
                 shown = self.paste(work, crops, index)
                 score = similarity(self.embed(work, shown, index), work.reference[index])
                 distance = self._distance(
                     shown, frames, work.faces.frame[index], [footprints[i] for i in index]
                 )
-                good = search.tell(index, score, distance <= self.consistency, work.score[index])
+                good = search.tell(index, score, finite & (distance <= self.consistency), work.score[index])
                 keep(work, index[good], crops[good], shown[good], score[good], rung)
                 work.consistency[index[good]], work.share[index[good]] = distance[good], share[good]
             rung, (faces, shares) = rung + 1, search.next()
 
-    def _candidates(self, work: Work, restored: Tensor, index: Tensor, share: Tensor) -> Tensor:
-        """(n, 3, S, S) crops of the faces ``index`` with ``share`` (n,) of restoration in them.
-
-        One that is no number is the plain crop again: it cannot be better than the plain face, so it is not kept.
-        """
+    def _candidates(
+        self, work: Work, restored: Tensor, index: Tensor, share: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(n, 3, S, S) crops of the faces ``index`` with ``share`` (n,) of restoration in them, and (n,) whether each
+        is made of numbers; where not, it is the plain crop, which is not to be kept."""
         plain = work.crops[index]
         if getattr(self.restorer, "graded", False):
             crops = self.restorer.restore_by(plain, work.reference[index], share)  # type: ignore[union-attr]
@@ -117,7 +117,7 @@ class RestoreLoop(ClosedLoop):
             logger.warning(
                 "%d restored faces hold NaN or infinity; they stay as they were enlarged", (~finite).sum()
             )
-        return torch.where(finite[:, None, None, None], crops, plain)
+        return torch.where(finite[:, None, None, None], crops, plain), finite
 
     def _footprints(self, work: Work) -> list[Footprint]:
         """One per face, in the pixels of the locked frames."""

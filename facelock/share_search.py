@@ -42,10 +42,10 @@ class Ladder:
     def next(self) -> tuple[Tensor, Tensor]:
         """See :class:`Search`."""
         self._step += 1
-        faces = torch.nonzero(self._open).flatten()
         if self._step >= len(self._shares):
-            faces = faces[:0]
-        return faces, torch.full((len(faces),), self._shares[min(self._step, len(self._shares) - 1)])
+            return torch.zeros(0, dtype=torch.long), torch.zeros(0)
+        faces = torch.nonzero(self._open).flatten()
+        return faces, torch.full((len(faces),), self._shares[self._step])
 
     def tell(self, faces: Tensor, score: Tensor, agrees: Tensor, best: Tensor) -> Tensor:
         """See :class:`Search`."""

@@ -26,7 +26,7 @@ class CompactUpscaler:
         batch: int = 4,
         device: torch.device | str = "cpu",
         tile: int = 0,
-        overlap: int = 32,
+        overlap: int = 40,
         precision: str = "float32",
     ) -> None:
         """Load the file. ``tile`` 0 enlarges whole frames; a tile's side and ``overlap`` are in pixels of the input.

@@ -29,7 +29,7 @@ class SpandrelUpscaler:
         batch: int = 4,
         device: torch.device | str = "cpu",
         tile: int = 0,
-        overlap: int = 32,
+        overlap: int = 40,
         precision: str = "float32",
     ) -> None:
         """Load the file; ``batch`` is not used, spandrel's call takes one picture.

@@ -72,7 +72,7 @@ class TiledFrames:
         dtype: torch.dtype = torch.float32,
         batch: int = 1,
         tile: int = 0,
-        overlap: int = 32,
+        overlap: int = 40,
         multiple: int = 1,
     ) -> None:
         """``net`` takes (B, 3, h, w) in [0, 1] on ``device`` in ``dtype`` and returns ``scale`` times as much.
