@@ -32,9 +32,12 @@ from facelock.recipe import AcceptRecipe, Recipe, model_names
 from facelock.restoration import restorer_class, upscaler_class
 from facelock.runtime import resolve_device
 from facelock.types import Identity, Thresholds
-from facelock.weights import digest, locate, require_commercial
+from facelock.weights import digest, encoder_id, locate, require_commercial
 
 logger = logging.getLogger(__name__)
+
+PICKLED = {"lock.faceid.adapter"}
+"""Roles whose published files are pickles; they are read with ``weights_only``."""
 
 
 def _digest(path: Path) -> str:
@@ -68,7 +71,13 @@ class Assembly:
         names = model_names(recipe)
         if commercial:
             require_commercial(names.values())
-        self._paths = {role: locate(name) for role, name in names.items()}
+        self._paths = {role: locate(name, pickled=role in PICKLED) for role, name in names.items()}
+        if recipe.lock.faceid and not perception:  # now, not after the blueprint's first chunk
+            from facelock.portrait.adapter import require_encoder
+
+            require_encoder(
+                encoder_id(names["faces.encoder"], self._paths["faces.encoder"]), self._trained_with
+            )
 
     @property
     def device(self) -> str:
@@ -126,10 +135,35 @@ class Assembly:
     def locker(self) -> Locker:
         """Stage 2."""
         settings = self.recipe.lock
-        aligner = aligner_class(settings.kind)(
-            self._paths["lock.model"], encoder=self.pack.encoder.id, batch=settings.batch, device=self._device
+        kind: Any = aligner_class(settings.kind)
+        aligner = kind(
+            self._paths["lock.model"],
+            encoder=self.pack.encoder.id,
+            batch=settings.batch,
+            device=self._device,
+            **self._faceid(),
         )
         return Locker(self.pack, aligner, ladder=settings.ladder, target=settings.target)
+
+    @property
+    def _trained_with(self) -> str | None:
+        """First 12 hex of the digest of the recogniser that the FaceID adapter was trained with, where it is named."""
+        own = self._paths.get("lock.faceid.encoder")
+        return digest(own)[:12] if own else None
+
+    def _faceid(self) -> dict[str, Any]:
+        """What the aligner ``faceid`` takes besides; nothing for all others."""
+        settings = self.recipe.lock.faceid
+        if settings is None:
+            return {}
+        from facelock.portrait import PortraitSettings
+
+        return {
+            "adapter": self._paths["lock.faceid.adapter"],
+            "trained_with": self._trained_with,
+            "start": settings.start,
+            "settings": PortraitSettings(**settings.settings),
+        }
 
     @cached_property
     def upscaler(self) -> Upscaler:

@@ -51,10 +51,16 @@ def unet(large: bool = False, channels: int = 4) -> UNet2DConditionModel:
 
 
 def vae() -> AutoencoderKL:
-    return AutoencoderKL(
+    """Its latents have a deviation of one, as those of trained ones have, so that noise means the same."""
+    made = AutoencoderKL(
         block_out_channels=[16, 32], in_channels=3, out_channels=3, latent_channels=4, norm_num_groups=8,
         down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
     )  # fmt: skip
+    noise = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        spread = float(made.encode(noise * 2 - 1).latent_dist.mode().std())
+    made.register_to_config(scaling_factor=1 / spread)
+    return made
 
 
 def checkpoint(path: Path, *, large: bool = False, channels: int = 4) -> Path:

@@ -84,6 +84,32 @@ def check_fit(path: str | Path, state: State, unet: Any) -> None:
         raise ModelError(f"{path}: makes {tokens / width:g} tokens of a face, not {TOKENS}. {REMEDY}")
 
 
+def without_lora(state: State) -> State:
+    """The adapter's own weights alone: what diffusers loads without peft."""
+    plain = {name: tensor for name, tensor in state["ip_adapter"].items() if "_lora." not in name}
+    return {**state, "ip_adapter": plain}
+
+
+def merge_lora(unet: Any, state: State) -> None:
+    """Add the adapter's LoRA to the UNet's attention, in place and for good: W + up · down (Hu et al. 2021).
+
+    That is what diffusers does through peft, with neither peft nor its products at every step. Numbers count all
+    attentions, in the order of ``unet.attn_processors``. Raises ``KeyError`` or ``RuntimeError`` where it does not fit.
+    """
+    tensors = state["ip_adapter"]
+    for number, name in enumerate(unet.attn_processors):
+        attention = unet.get_submodule(name.removesuffix(".processor"))
+        layers = {"q": attention.to_q, "k": attention.to_k, "v": attention.to_v, "out": attention.to_out[0]}
+        for part, layer in layers.items():
+            key = f"{number}.to_{part}_lora"
+            if f"{key}.down.weight" not in tensors and f"{key}.up.weight" not in tensors:
+                continue
+            change = tensors[f"{key}.up.weight"].float() @ tensors[f"{key}.down.weight"].float()
+            if change.shape != layer.weight.shape:
+                raise RuntimeError(f"{key} is {tuple(change.shape)}, not {tuple(layer.weight.shape)}")
+            layer.weight.copy_((layer.weight.float() + change).to(layer.weight.dtype))
+
+
 def _file(path: Path) -> Path:
     """``path``, or the one adapter in a folder: safetensors before ``.bin``, LoRA files apart."""
     if not path.is_dir():

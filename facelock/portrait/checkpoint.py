@@ -31,7 +31,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from facelock.errors import ConfigError, ModelError
-from facelock.portrait.adapter import State, check_fit
+from facelock.portrait.adapter import State, check_fit, merge_lora, without_lora
 
 SAMPLERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "lcm": LCMScheduler}
 """Name in a recipe → class. LCM needs a UNet distilled for it; its steps draw noise, the same for every face."""
@@ -59,7 +59,9 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     try:
         with quiet():
-            pipeline.load_ip_adapter(adapter, subfolder="", weight_name="", image_encoder_folder=None)
+            own = without_lora(adapter)
+            pipeline.load_ip_adapter(own, subfolder="", weight_name="", image_encoder_folder=None)
+            merge_lora(pipeline.unet, adapter)
             pipeline.unet.to(dtype).eval().requires_grad_(False)
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise ModelError(f"{where}: does not fit the UNet ({_first_line(error)}). Fetch it again.") from error
@@ -103,10 +105,24 @@ def _parts(folder: Path, large: bool, sampler: str, dtype: torch.dtype) -> dict[
     }
 
 
+class _PerFace:
+    """A pipeline whose faces have an identity each.
+
+    diffusers 0.42 repeats the embeddings it is given once per row of the batch: with one per row already, N × N come
+    out, and the attention silently mixes them, the empty ones of the guidance included.
+    """
+
+    def prepare_ip_adapter_image_embeds(self, _: Any, embeds: list[Any], device: Any, *__: Any) -> list[Any]:
+        """``embeds`` as they are: (N, 1, 1, E), or (2 N, 1, 1, E) with the empty ones first."""
+        return [embed.to(device) for embed in embeds]
+
+
 def _pipeline_class(large: bool, inpaint: bool) -> Any:
     if large:
-        return StableDiffusionXLInpaintPipeline if inpaint else StableDiffusionXLImg2ImgPipeline
-    return StableDiffusionInpaintPipeline if inpaint else StableDiffusionImg2ImgPipeline
+        plain = StableDiffusionXLInpaintPipeline if inpaint else StableDiffusionXLImg2ImgPipeline
+    else:
+        plain = StableDiffusionInpaintPipeline if inpaint else StableDiffusionImg2ImgPipeline
+    return type(f"PerFace{plain.__name__}", (_PerFace, plain), {})
 
 
 def _check_channels(folder: Path, unet: Any, inpaint: bool) -> None:
