@@ -261,6 +261,7 @@ class Locker(ClosedLoop):
         super().__init__(pack, aligner.crop, ladder, target)
         self.aligner = aligner
         self.only_changes = bool(getattr(aligner, "only_changes", False))
+        self.takes_strength = bool(getattr(aligner, "takes_strength", False))
 
     def lock(
         self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0, cast: Cast | None = None
@@ -277,7 +278,8 @@ class Locker(ClosedLoop):
         for rung, strength in enumerate(self.ladder):
             if not len(climbing):
                 break
-            wanted = toward(work.own[climbing], work.reference[climbing], strength)
+            beyond = 1.0 if self.takes_strength else strength
+            wanted = toward(work.own[climbing], work.reference[climbing], beyond)
             whose = [identities[k] for k in work.who[climbing].tolist()]
             crops = self.aligner.align(work.crops[climbing], wanted, strength, references=whose)
             shown = self.paste(work, crops, climbing)

@@ -14,7 +14,7 @@ relative to the recipe's own folder. Knows nothing of torch.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -119,6 +119,34 @@ class ReferenceRecipe(_Part):
     """Degrees away from frontal."""
 
 
+class FaceIDRecipe(_Part):
+    """Image diffusion on the portrait crop under IP-Adapter FaceID (docs/faceid.md)."""
+
+    adapter: Model
+    """The FaceID file, or a folder with one."""
+    encoder: Model | None = None
+    """The recogniser that the adapter was trained with; None: insightface's buffalo_l."""
+    start: Literal["warp"] | None = None
+    """What it starts from: the warp's result, or the frame itself."""
+    prompt: str = "a photo of a person's face, natural skin, sharp focus"
+    negative_prompt: str = ""
+    sampler: Literal["ddim", "euler", "lcm"] = "ddim"
+    steps: int = Field(default=6, ge=1, le=100)
+    """Denoising steps that are run, whatever the strength."""
+    guidance_scale: float = Field(default=3.0, ge=0, le=50)
+    adapter_scale: float = Field(default=1.0, ge=0, le=2)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    mask: Literal["face"] | None = None
+    """``face``: only the face's oval is repainted; None: the whole crop."""
+    size: int | None = Field(default=None, ge=16, le=2048)
+    """The crop's side in pixels; None: what the checkpoint was trained with."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of :class:`facelock.portrait.PortraitSettings`."""
+        return self.model_dump(exclude={"adapter", "encoder", "start"})
+
+
 class LockRecipe(_Part):
     """Stage 2: the aligner, its ladder of strengths, and when a face is done."""
 
@@ -128,6 +156,35 @@ class LockRecipe(_Part):
     target: Cosine
     """Similarity, by the loop's own recogniser, at which a face stops climbing the ladder."""
     batch: Batch = 16
+    faceid: FaceIDRecipe | None = None
+    """What the kind ``faceid`` needs besides."""
+
+    @model_validator(mode="after")
+    def _faceid_fits(self) -> LockRecipe:
+        if (self.kind == "faceid") != (self.faceid is not None):
+            lacks = "needs a table lock.faceid" if self.faceid is None else "takes no table lock.faceid"
+            raise ValueError(f"kind {self.kind!r} {lacks}")
+        if self.faceid and max(self.ladder) > 1:
+            raise ValueError("faceid's strengths are shares of noise: the ladder must lie within (0, 1]")
+        return self
+
+
+class RestoreFaceIDRecipe(FaceIDRecipe):
+    """The same as a face restorer: detail of the character's own, at one low strength."""
+
+    strength: float = Field(default=0.25, gt=0, le=1)
+    """Share of noise."""
+
+    @model_validator(mode="after")
+    def _starts_from_the_frame(self) -> RestoreFaceIDRecipe:
+        if self.start:
+            raise ValueError("a restorer starts from the frame: leave start out")
+        return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of :class:`facelock.portrait.PortraitSettings`."""
+        return self.model_dump(exclude={"adapter", "encoder", "start", "strength"})
 
 
 class RestoreRecipe(_Part):
@@ -146,6 +203,8 @@ class RestoreRecipe(_Part):
     restorer: Model | None = None
     """None: the upscaler alone."""
     restorer_precision: Precision = "float32"
+    faceid: RestoreFaceIDRecipe | None = None
+    """What the kind ``faceid_restorer`` needs besides; ``restorer`` is the checkpoint's folder."""
     search: Literal["ladder", "bisect"] = "ladder"
     """How the share of the restored face is found: from the ``ladder``, or the largest one that both constraints
     allow."""
@@ -169,11 +228,14 @@ class RestoreRecipe(_Part):
                 self.upscaler_kind != "onnx_upscaler",
                 "upscaler_kind onnx_upscaler",
             ),
-            (("restorer_precision",), self.restorer_kind != "onnx_restorer", "restorer_kind onnx_restorer"),
+            (("restorer_precision",), self._precise, f"restorer_kind {self.restorer_kind}"),
             (("search_steps", "tolerance"), self.search == "bisect", "search ladder"),
         ):
             if not used and (unused := [key for key in keys if key in given]):
                 raise ValueError(f"{unused[0]} has no effect with {where}")
+        if (self.restorer_kind == "faceid_restorer") != (self.faceid is not None):
+            lacks = "needs a table restore.faceid" if self.faceid is None else "takes no table restore.faceid"
+            raise ValueError(f"restorer_kind {self.restorer_kind!r} {lacks}")
         if self.tile and self.tile <= 2 * self.overlap:
             raise ValueError(f"tile ({self.tile}) must be larger than twice the overlap ({self.overlap})")
         return self
@@ -186,7 +248,12 @@ class RestoreRecipe(_Part):
 
     def restorer_options(self) -> dict[str, Any]:
         """What the restorer of this kind takes besides encoder, batch and device."""
-        return {} if self.restorer_kind == "onnx_restorer" else {"precision": self.restorer_precision}
+        return {"precision": self.restorer_precision} if self._precise else {}
+
+    @property
+    def _precise(self) -> bool:
+        """Whether the restorer takes ``restorer_precision``."""
+        return self.restorer_kind not in ("onnx_restorer", "faceid_restorer")
 
     def loop_options(self) -> dict[str, Any]:
         """Keyword arguments of :class:`facelock.restore_loop.RestoreLoop`."""
@@ -308,19 +375,36 @@ _MODEL_KEYS: Mapping[str, tuple[str, ...]] = {
     "blueprint": ("model",),
     "faces": ("detector", "encoder"),
     "lock": ("model",),
+    "lock.faceid": ("adapter", "encoder"),
     "restore": ("upscaler", "restorer"),
+    "restore.faceid": ("adapter", "encoder"),
     "judge": ("encoder",),
 }
 
 
 def _with_paths(recipe: Recipe, folder: Path) -> Recipe:
     """Resolve model names that are files beside the recipe; catalog names stay as they are."""
-    parts = {}
     for part, keys in _MODEL_KEYS.items():
-        section = getattr(recipe, part)
-        found = {key: _beside(getattr(section, key), folder) for key in keys}
-        parts[part] = section.model_copy(update=found)
-    return recipe.model_copy(update=parts)
+        section = _section(recipe, part)
+        found = {key: _beside(getattr(section, key), folder) for key in keys if section}
+        recipe = _replaced(recipe, part.split("."), found)
+    return recipe
+
+
+def _section(recipe: Recipe, part: str) -> Any:
+    """The section called ``part``, dots leading inwards; None where the recipe leaves it out."""
+    section: Any = recipe
+    for name in part.split("."):
+        section = section and getattr(section, name)
+    return section
+
+
+def _replaced(section: Any, path: Sequence[str], values: Mapping[str, Any]) -> Any:
+    """A copy of ``section`` with other values in the section that ``path`` leads to."""
+    if section is None or not path:
+        return section and section.model_copy(update=values)
+    inner = _replaced(getattr(section, path[0]), path[1:], values)
+    return section.model_copy(update={path[0]: inner})
 
 
 def _beside(model: str | None, folder: Path) -> str | None:
@@ -333,7 +417,7 @@ def _beside(model: str | None, folder: Path) -> str | None:
 def model_names(recipe: Recipe) -> dict[str, str]:
     """Role (``"lock.model"``) → catalog name or path, of every model the recipe uses."""
     pairs = (
-        (f"{part}.{key}", getattr(getattr(recipe, part), key))
+        (f"{part}.{key}", getattr(_section(recipe, part), key, None))
         for part, keys in _MODEL_KEYS.items()
         for key in keys
     )

@@ -17,7 +17,7 @@ LEVELS = [
     {"nets", "runtime", "geometry", "images", "appearance", "weights"},
     {"video"},
     {"faces", "perception", "identity", "ledger"},
-    {"closed_loop", "share_search", "restore_loop", "blueprint", "alignment", "restoration"},
+    {"closed_loop", "share_search", "restore_loop", "portrait", "blueprint", "alignment", "restoration"},
     {"recipe", "job", "report"},
     {"journal", "parts", "steps", "output", "assembly"},
     {"pipeline", "making", "clip", "footage"},

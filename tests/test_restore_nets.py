@@ -92,12 +92,9 @@ def test_missing_files_and_other_endings_are_named(tmp_path):
 
 def test_only_who_reads_tensors_is_given_a_pth(tmp_path):
     path = srvgg(tmp_path / "net.pth")
-    assert locate(str(path), tensors=True) == path
+    assert locate(str(path), pickled=True) == path
     with pytest.raises(ModelError, match="can run code"):
         locate(str(path))
-    (tmp_path / "net.pkl").write_bytes(b"x")
-    with pytest.raises(ModelError, match="can run code"):
-        locate(str(tmp_path / "net.pkl"), tensors=True)
 
 
 # ------------------------------------------------------------------ the compact upscaler

@@ -25,7 +25,7 @@ WARP = "warp"
 """The aligner for recognisers that no generative aligner was trained with."""
 WARP_LADDER = (1.0, 1.5, 2.0)
 """Its strengths: all of the texture, then more and more of the face's shape."""
-_ROLES = ("faces.", "lock.", "restore.restorer", "judge.")
+_ROLES = ("faces.", "lock.", "restore.restorer", "restore.faceid.", "judge.")
 
 
 class SameSize:
@@ -139,10 +139,15 @@ def _of_packs(parts: Assembly, seen: Perception, aligner: str) -> LockParts:
 def _locker(recipe: Recipe, pack: FacePack, aligner: str, device: str) -> Locker:
     """An aligner that needs no weights of its own; done when the encoder is sure."""
     made: Any = aligner_class(aligner)
+    if aligner != WARP:
+        raise ConfigError(
+            f"The aligner {aligner} has models of its own, which this recipe does not name. Give a recipe of that kind "
+            f"with --recipe, or --aligner {WARP}."
+        )
     return Locker(
         pack,
         made(encoder=pack.encoder.id, batch=recipe.lock.batch, device=device),
-        ladder=WARP_LADDER if aligner == WARP else (1.0,),
+        ladder=WARP_LADDER,
         target=pack.encoder.thresholds.far_1e4,
     )
 

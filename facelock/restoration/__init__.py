@@ -12,7 +12,11 @@ UPSCALERS = {
     "compact_upscaler": "CompactUpscaler",
     "spandrel_upscaler": "SpandrelUpscaler",
 }
-RESTORERS = {"onnx_restorer": "OnnxRestorer", "spandrel_restorer": "SpandrelRestorer"}
+RESTORERS = {
+    "onnx_restorer": "OnnxRestorer",
+    "spandrel_restorer": "SpandrelRestorer",
+    "faceid_restorer": "FaceIDRestorer",
+}
 """Kinds that a recipe can name, and their classes; each is a module of this package, imported when it is asked for."""
 
 

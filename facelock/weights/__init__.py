@@ -50,13 +50,13 @@ def digest(path: Path) -> str:
         ) from error
 
 
-def locate(name: str, *, commercial: bool = False, tensors: bool = False) -> Path:
+def locate(name: str, *, commercial: bool = False, pickled: bool = False) -> Path:
     """A catalog name, or a path the user gave, → an existing file or folder.
 
     Bundled and pulled weights are checked against the catalog's sha256 (once per process and file). With
-    ``commercial``, :func:`require_commercial` first. With ``tensors`` a ``.pth`` will do: who asks so reads it with
-    :func:`facelock.weights.state_dicts.load_state_dict`. Raises ``ModelError`` when nothing is there (saying how to
-    pull it), when it is a pickle, or when the digest differs.
+    ``commercial``, :func:`require_commercial` first. ``pickled`` allows a pickle, to those who read it with
+    ``weights_only``. Raises ``ModelError`` when nothing is there (saying how to pull it), when it is a pickle, or when
+    the digest differs.
     """
     if commercial:
         require_commercial([name])
@@ -67,7 +67,7 @@ def locate(name: str, *, commercial: bool = False, tensors: bool = False) -> Pat
     path = _existing(name)
     if path is None:
         raise catalog.unknown(name)
-    if not (tensors and path.suffix.lower() == ".pth"):
+    if not pickled:
         _refuse_pickle(path)
     return path
 
