@@ -50,12 +50,13 @@ def digest(path: Path) -> str:
         ) from error
 
 
-def locate(name: str, *, commercial: bool = False) -> Path:
+def locate(name: str, *, commercial: bool = False, pickled: bool = False) -> Path:
     """A catalog name, or a path the user gave, → an existing file or folder.
 
     Bundled and pulled weights are checked against the catalog's sha256 (once per process and file). With
-    ``commercial``, :func:`require_commercial` first. Raises ``ModelError`` when nothing is there (saying how to
-    pull it), when it is a pickle, or when the digest differs.
+    ``commercial``, :func:`require_commercial` first. ``pickled`` allows a pickle, to those who read it with
+    ``weights_only``. Raises ``ModelError`` when nothing is there (saying how to pull it), when it is a pickle, or when
+    the digest differs.
     """
     if commercial:
         require_commercial([name])
@@ -66,7 +67,8 @@ def locate(name: str, *, commercial: bool = False) -> Path:
     path = _existing(name)
     if path is None:
         raise catalog.unknown(name)
-    _refuse_pickle(path)
+    if not pickled:
+        _refuse_pickle(path)
     return path
 
 
