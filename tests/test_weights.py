@@ -227,7 +227,7 @@ def test_where_pulled_weights_lie(monkeypatch, tmp_path):
         ("other/gone", "mini/one", "is bundled already"),
         ("[models", 'kind = "zip"\n[models', "Extra inputs"),
         ("urls", 'kind = "zip"\nurls', "a zip needs its own bytes and sha256"),
-        ("urls", 'kind = "torrent"\nurls', "Input should be 'file' or 'zip'"),
+        ("urls", 'kind = "torrent"\nurls', "Input should be 'file', 'zip' or 'hub'"),
     ],
 )
 def test_a_catalog_with_a_mistake_is_refused(public, models, old, new, said):
