@@ -117,7 +117,12 @@ def generate(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another seed, another clip.")] = 0,
     size: Annotated[
         str | None,
-        typer.Option("--size", metavar="SIDE|WxH", help="Final size in pixels. Default: the recipe's."),
+        typer.Option(
+            "--size",
+            metavar="SIZE",
+            help="Final size: 480p, 540p, 720p, 1080p, 1440p, 4k or a short side in pixels, of the recipe's shape; "
+            "or WxH, cut to that shape. Default: the recipe's.",
+        ),
     ] = None,
     recipe: RecipeName = "miniature",
     device: Device = "auto",
