@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from facelock import __version__
+from facelock.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
+from facelock.cli.doctor import doctor
 from facelock.cli.identity import identity
 from facelock.cli.lock import EXAMPLES as LOCK_EXAMPLES
 from facelock.cli.lock import lock
@@ -224,6 +226,7 @@ def verify(
 
 
 app.command(epilog=LOCK_EXAMPLES)(lock)
+app.command(epilog=DOCTOR_EXAMPLES)(doctor)
 
 BENCHMARKS = {
     "drift": "Chained backbone, plain swap and FaceLock side by side over long clips.",
