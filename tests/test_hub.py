@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -280,8 +281,6 @@ def test_what_the_hub_refuses_is_one_sentence(shop, hub, models, behaviour, said
         setattr(hub, key, value)
     code, _, err = models("pull", "far-folder", "--quiet")
     assert code == 3 and err.count("\n") == 1 and "Traceback" not in err
-    import re
-
     assert re.search(said, err), err
 
 
@@ -486,3 +485,16 @@ def test_the_production_weights_are_in_the_catalog():
     for name, entry in raw.items():
         fetch = entry.get("fetch", {})
         assert fetch.get("kind") != "hub" or len(fetch.get("revision", "main")) in (4, 40), name
+
+
+def test_the_page_names_every_production_weight_with_its_licence():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "production.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    known = Catalog.load()
+    for name in PRODUCTION:
+        (row,) = [line for line in rows if f"`{name}`" in line]
+        entry = known.entry(name)
+        assert entry.licence in row and row.endswith(f"| {'yes' if entry.commercial else 'no'} |"), name
+    for row in rows:  # and nothing that the catalog does not know
+        for name in re.findall(r"`([^`]+)`", row.split("|")[1]):
+            assert known.find(name) or name.startswith("onnxruntime"), name
