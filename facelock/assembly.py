@@ -31,7 +31,7 @@ from facelock.protocols import Backbone, FacePack, Upscaler
 from facelock.recipe import AcceptRecipe, FacesRecipe, JudgeRecipe, Recipe, model_names
 from facelock.restoration import restorer_class, upscaler_class
 from facelock.restore_loop import RestoreLoop
-from facelock.runtime import resolve_device
+from facelock.runtime import resolve_device, resolve_dtype
 from facelock.types import Identity, Thresholds
 from facelock.weights import digest, encoder_id, locate, require_commercial
 
@@ -77,11 +77,12 @@ class Assembly:
         """Find every model and check its digest.
 
         ``commercial`` refuses weights whose licence does not allow commercial use, or is not known. ``perception``
-        takes the place of the recipe's face packs. Raises ``ConfigError`` for a refused weight, ``DeviceError``,
-        ``ModelError``.
+        takes the place of the recipe's face packs. Raises ``ConfigError`` for a refused weight or a precision that
+        the device cannot work in, ``DeviceError``, ``ModelError``.
         """
         self.recipe = recipe
         self._device = resolve_device(device)
+        resolve_dtype(recipe.blueprint.precision, self._device)
         self._perception = perception
         names = model_names(recipe)
         if commercial:
