@@ -233,6 +233,8 @@ class Assembly:
     def backbone(self) -> Backbone:
         """Stage 1."""
         settings = self.recipe.blueprint
+        several = settings.regions > 1
+        regions = {"regions": settings.regions, "region_width": settings.region_width} if several else {}
         logger.info("loading the blueprint %s on %s", settings.model, self.device)
         return backbone_class(settings.kind)(
             self._paths["blueprint.model"],
@@ -245,6 +247,7 @@ class Assembly:
             flow_shift=settings.flow_shift,
             negative_prompt=settings.negative_prompt,
             context_noise=settings.context_noise,
+            **regions,
             device=self._device,
             precision=settings.precision,
             **settings.options,

@@ -86,6 +86,10 @@ class BlueprintRecipe(_Part):
     anchor: Share = 0.0
     """Share of the first chunk's locked tail in every later context. The lock keeps the face; this keeps the scene
     around it, head and hair included, from drifting by the same rule: one fixed reference."""
+    regions: int = Field(default=1, ge=1, le=8)
+    """People side by side, each in a window of its own (:mod:`facelock.blueprint.regions`)."""
+    region_width: int | None = Field(default=None, ge=8)
+    """Pixels of such a window; None: as wide as the frame is high."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     negative_prompt: str = ""
     options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
@@ -100,6 +104,8 @@ class BlueprintRecipe(_Part):
     def _context_fits(self) -> BlueprintRecipe:
         if self.context >= self.window:
             raise ValueError(f"context ({self.context}) must be smaller than window ({self.window})")
+        if self.regions > 1 and self.kind != "skyreels_v2":
+            raise ValueError(f"regions ({self.regions}) are for the kind skyreels_v2, not for {self.kind}")
         return self
 
 
@@ -458,3 +464,26 @@ def vocabulary_warnings(recipe: Recipe, prompt: str) -> list[str]:
         known = f"the closest known words are {', '.join(near)}" if near else "no known word is close"
         sentences.append(f"the miniature does not know the word {word!r} and passes over it; {known}")
     return sentences
+
+
+def backbone_prompt(recipe: Recipe, prompt: str) -> str:
+    """What the backbone is told of a user's ``prompt``: for regions, one part per person, divided by ``|``.
+
+    Who has not divided it, and writes in the miniature's words, has it divided at the people it names.
+    """
+    if recipe.blueprint.regions == 1 or "|" in prompt or recipe.vocabulary != "miniature":
+        return prompt
+    from facelock.miniature.vocabulary import one_each
+
+    return " | ".join(one_each(prompt)[: recipe.blueprint.regions])
+
+
+def crowd_warnings(recipe: Recipe, people: int) -> list[str]:
+    """A sentence where the bounded world draws fewer people at once than there are faces."""
+    room = recipe.blueprint.regions
+    if recipe.vocabulary != "miniature" or people <= room:
+        return []
+    return [
+        f"the recipe {recipe.name} draws {room} at a time and {people} faces are given: the others will be absent. "
+        "Give --recipe miniature-two for two people"
+    ]
