@@ -320,7 +320,7 @@ class Recipe(_Part):
     """The bounded world of words the backbone knows; None: free text."""
     licence: str = ""
     """Of the strictest of its weights, for people to read; `--commercial` goes by the catalog."""
-    vram_gib: float | None = Field(default=None, gt=0, le=1024)
+    vram_gib: float | None = Field(default=None, gt=0, le=1024, strict=True)
     """GiB of GPU memory that its weights take by their count, without a plan that moves them; for people to read."""
     target: Share = 0.99
     """Share of readable frames that must match the identity."""
