@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from facelock.closed_loop import Locker, RestoreLoop, assign
+from facelock.closed_loop import Locker, assign
 from facelock.errors import InputError
 from facelock.geometry import ARCFACE112, INSWAPPER128, similarity_from_landmarks, warp_crops
+from facelock.restore_loop import RestoreLoop
 from facelock.types import CropSpec, Faces, Identity, Thresholds
 
 SIDE = 64
