@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from facelock import cli, doctor
-from facelock.doctor import Machine, RecipeNeeds, Running, WeightState, diagnose, machine, probes
+from facelock.doctor import Machine, RecipeNeeds, Running, WeightState, diagnose, machine, needs, probes
 from facelock.doctor import recipes as needs_of
 from facelock.doctor.checks import findings
 from facelock.doctor.machine import Gpu, encoder, parse_driver
@@ -306,6 +306,16 @@ def test_which_weights_are_here(tmp_path, monkeypatch):
     kept = Kept("7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed", 3, 0)
     write_receipt(folder, Receipt("far/folder@" + "a" * 40, {"config.json": kept}))
     assert state("far/folder") == "here" and state(str(folder)) == "here"
+    monkeypatch.setattr(
+        needs, "READ", 2
+    )  # a large file is not read, its size and time must be those recorded
+    assert state("far/folder") == "damaged"
+    stat = (folder / "config.json").stat()
+    kept = replace(kept, mtime_ns=stat.st_mtime_ns)
+    write_receipt(folder, Receipt("far/folder@" + "a" * 40, {"config.json": kept}))
+    assert state("far/folder") == "here"
+    monkeypatch.undo()
+    monkeypatch.setattr(catalog, "asset_dir", lambda _: tmp_path)
     (folder / "config.json").write_bytes(b"bad")
     assert state("far-folder") == "damaged"
     assert state("/nowhere/at/all") == "missing"
