@@ -475,4 +475,5 @@ def test_this_machine():
     assert done.returncode == (0 if found["runs"] else 3), done.stderr
     assert {row["name"] for row in found["machine"]["providers"] if row["ok"]} >= {"CPUExecutionProvider"}
     assert found["machine"]["encoders"][0] == {"name": "libx264", "ok": True, "reason": ""}
+    assert found["machine"]["ffmpeg_version"]
     assert found["machine"]["packages"]["torch"] and "Traceback" not in done.stderr

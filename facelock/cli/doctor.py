@@ -94,7 +94,8 @@ def _machine(machine: Machine) -> Iterator[str]:
     running = [provider.name for provider in machine.providers if provider.ok]
     yield f"onnxruntime computes on: {', '.join(running) or 'nothing'}"
     working = [encoder.name for encoder in machine.encoders if encoder.ok]
-    yield f"encoders that work: {', '.join(working) or 'none'} ({machine.ffmpeg or 'no ffmpeg'})"
+    ffmpeg = f"ffmpeg {machine.ffmpeg_version}, {machine.ffmpeg}" if machine.ffmpeg else "no ffmpeg"
+    yield f"encoders that work: {', '.join(working) or 'none'} ({ffmpeg})"
     yield f"weights: {machine.cache}, {machine.cache_free / GIB:.1f} GiB free"
 
 
