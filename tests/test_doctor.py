@@ -248,6 +248,13 @@ def test_why_a_large_recipe_does_not_run(machine, why):
     assert standing(machine, LARGE).why == why and not standing(machine, LARGE).runs
 
 
+def test_a_gpu_that_needs_a_memory_plan():
+    need = replace(LARGE, vram=30 * GIB)
+    assert standing(BIG, need).hint == ""
+    found = standing(replace(BIG, gpus=(replace(H100, memory=24 * GIB),)), need)
+    assert found.runs and found.hint == "its weights take 30 GiB of GPU memory, 24 are here: give --vram"
+
+
 def test_a_small_recipe_beside_a_gpu_that_onnxruntime_does_not_use():
     found = standing(replace(BIG, providers=(CPU,)), SMALL)
     assert not found.runs and found.why == ("onnxruntime does not run on the GPU (--device cpu works)",)

@@ -102,7 +102,7 @@ def _machine(machine: Machine) -> Iterator[str]:
 def _recipes(standings: Sequence[Standing]) -> Iterator[str]:
     rows = [("RECIPE", "RUNS", "ON", "WHY NOT")]
     for standing in standings:
-        why = ", ".join(standing.why)
+        why = ", ".join(standing.why) or standing.hint
         rows.append((standing.name, "yes" if standing.runs else "no", standing.device or "-", why))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

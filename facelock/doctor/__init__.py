@@ -47,6 +47,8 @@ class Standing:
     """What is in its way, one phrase each; empty when nothing is."""
     missing: tuple[WeightState, ...]
     """Weights that are not here or damaged."""
+    hint: str = ""
+    """What to know although nothing is in the way."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,16 @@ def _standing(machine: Machine, need: RecipeNeeds) -> Standing:
         lacking.append(need.error)
     device, in_the_way = _device(machine, need)
     why = (*lacking, *in_the_way)
-    return Standing(need.name, need.purpose, not why, device if not lacking else "", why, missing)
+    return Standing(
+        need.name, need.purpose, not why, device if not lacking else "", why, missing, _hint(machine, need)
+    )
+
+
+def _hint(machine: Machine, need: RecipeNeeds) -> str:
+    gpu = usable_gpu(machine)
+    if gpu is None or need.vram <= gpu.memory:
+        return ""
+    return f"its weights take {need.vram / GIB:.0f} GiB of GPU memory, {gpu.memory / GIB:.0f} are here: give --vram"
 
 
 def _lacking_parts(machine: Machine) -> list[str]:
@@ -120,7 +131,7 @@ def _device(machine: Machine, need: RecipeNeeds) -> tuple[str, list[str]]:
         why.append(
             f"its weights take {size * HEADROOM / GIB:.0f} GiB of memory, {machine.memory / GIB:.0f} are here"
         )
-    gpu, heavy = usable_gpu(machine), size > HEAVY or need.unknown_size
+    gpu, heavy = usable_gpu(machine), max(size, need.vram) > HEAVY or need.unknown_size
     if gpu is None:
         return "cpu", [*why, "it needs a CUDA GPU"] if heavy else why
     if heavy and gpu.memory < SMALLEST_GPU:
