@@ -251,6 +251,9 @@ def test_why_a_large_recipe_does_not_run(machine, why):
 def test_a_gpu_that_needs_a_memory_plan():
     need = replace(LARGE, vram=30 * GIB)
     assert standing(BIG, need).hint == ""
+    assert standing(replace(BIG, memory=32 * GIB), need).why == (
+        "its weights take 33 GiB of memory, 32 are here",
+    )
     found = standing(replace(BIG, gpus=(replace(H100, memory=24 * GIB),)), need)
     assert found.runs and found.hint == "its weights take 30 GiB of GPU memory, 24 are here: give --vram"
 
@@ -264,7 +267,8 @@ def test_weights_that_are_missing_damaged_or_of_unknown_size():
     lost = WeightState("far", "missing", 0, "MIT", True, "facelock models pull far")
     need = replace(LARGE, weights=(lost, replace(lost, name="bad", state="damaged", bytes=GIB)))
     found = standing(BIG, need)
-    assert found.why == ("far is missing", "bad is damaged") and found.device == ""
+    assert found.reasons == ("far is missing", "bad is damaged") and found.why == () and found.device == ""
+    assert not found.runs
     assert [weight.name for weight in found.missing] == ["far", "bad"]
     assert "it needs a CUDA GPU" in standing(PLAIN, need).why  # a checkpoint of unknown size is no small one
     assert standing(PLAIN, RecipeNeeds("mine", "", error="mine.toml: unknown key")).why == (
@@ -454,6 +458,7 @@ def test_the_command_on_one_that_is_not(command):
     assert "    pip uninstall -y onnxruntime onnxruntime-gpu\n" in out
     assert "    pip install --force-reinstall --no-deps onnxruntime-gpu==1.31.1\n" in out
     assert "  facelock models pull skyreels-v2-1.3b    # missing: 18.0 GiB, Skywork\n" in out
+    assert "onnxruntime does not run on the GPU, 1 of its weights to get\n" in out
     assert err == (
         "facelock: error: The recipe miniature does not run here: onnxruntime does not run on the GPU (--device cpu "
         "works). Give the commands under 'Problems'.\n"

@@ -50,7 +50,7 @@ def doctor(
         typer.echo("\n".join(text(diagnosis)))
     if not asked.runs:
         raise EnvironmentFailure(
-            f"The recipe {recipe} does not run here: {', '.join(asked.why)}. {_next(diagnosis)}."
+            f"The recipe {recipe} does not run here: {', '.join(asked.reasons)}. {_next(diagnosis)}."
         )
 
 
@@ -102,7 +102,8 @@ def _machine(machine: Machine) -> Iterator[str]:
 def _recipes(standings: Sequence[Standing]) -> Iterator[str]:
     rows = [("RECIPE", "RUNS", "ON", "WHY NOT")]
     for standing in standings:
-        why = ", ".join(standing.why) or standing.hint
+        lost = [f"{len(standing.missing)} of its weights to get"] if standing.missing else []
+        why = ", ".join([*standing.why, *lost]) or standing.hint
         rows.append((standing.name, "yes" if standing.runs else "no", standing.device or "-", why))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
