@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -313,3 +314,18 @@ def test_generate_and_lock_from_the_command_line(folder, tmp_path, monkeypatch, 
     )
     run("lock", "made.mp4", "-o", "locked.mp4", "--no-restore")
     assert Path("made.report.json").exists() and Path("locked.report.json").exists()
+
+
+def test_the_documentations_recipe_is_one(folder):
+    text = (ROOT / "docs" / "faceid.md").read_text()
+    (shown,) = re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    recipe = load_recipe(write(folder, shown, "shown.toml")).lock
+    assert recipe.kind == "faceid" and recipe.faceid.start == "warp"
+    table = {
+        name
+        for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    assert table == set(type(recipe.faceid).model_fields), "the page's table names every key"
+    defaults = PortraitSettings(**type(recipe.faceid)(adapter="a").settings)
+    assert defaults == PortraitSettings(), "a recipe's defaults are the core's"

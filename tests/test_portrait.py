@@ -387,7 +387,7 @@ def test_adapter_files_that_are_damaged_run_no_code(shelf, tmp_path):
         "junk.bin": b"junk" * 100,
         "empty.bin": b"",
         "cut.bin": file.read_bytes()[:-2000],
-        "canary.bin": pickle.dumps(Canary(tmp_path / "ran")),
+        "canary.bin": pickle.dumps(Canary(tmp_path / "ran"), protocol=2),
         "junk.safetensors": b"junk" * 100,
         "huge.safetensors": (2**60).to_bytes(8, "little") + b"{}",
     }
