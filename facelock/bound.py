@@ -23,7 +23,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from facelock.errors import DeviceError
+from facelock.errors import DeviceError, ModelError
 
 LARGEST_ARENA = 8 * 2**30
 """Bytes of GPU memory that one session may take."""
@@ -70,14 +70,25 @@ def cuda_options(device: torch.device, stream: Any = None) -> dict[str, str]:
     return options
 
 
+def _type(out: Any) -> torch.dtype:
+    if out.type not in TYPES:
+        raise ModelError(
+            f"An ONNX output {out.name!r} is a {out.type}, not a tensor of numbers. Give another file."
+        )
+    return TYPES[out.type]
+
+
 class BoundSession:
     """A session that takes and gives torch tensors on one device."""
 
     def __init__(self, session: Any, device: torch.device, stream: Any = None) -> None:
-        """``session`` was opened on ``device`` with ``stream`` (:func:`cuda_options`); it never falls back."""
+        """``session`` was opened on ``device`` with ``stream`` (:func:`cuda_options`); it never falls back.
+
+        Raises ``ModelError`` for a file whose outputs are no tensors of numbers.
+        """
         self.session, self.device, self.stream = session, device, stream
         session.disable_fallback()
-        self._outputs = [(out.name, out.shape, TYPES[out.type]) for out in session.get_outputs()]
+        self._outputs = [(out.name, _type(out)) for out in session.get_outputs()]
         self._learned: dict[tuple[Any, ...], list[Sequence[int]]] = {}
         self._options = onnxruntime.RunOptions()
         if stream is not None:  # torch orders what follows; nobody has to wait here
@@ -93,7 +104,7 @@ class BoundSession:
         with self._lock:
             made = [
                 torch.empty(tuple(shape), dtype=dtype, device=self.device)
-                for shape, (_, _, dtype) in zip(self._shapes(given), self._outputs, strict=True)
+                for shape, (_, dtype) in zip(self._shapes(given), self._outputs, strict=True)
             ]
             with self._ordered():
                 self._run(self._bind(given, made))
@@ -114,7 +125,7 @@ class BoundSession:
         binding, kind, index = self.session.io_binding(), self.device.type, self.device.index or 0
         for name, tensor in given.items():
             binding.bind_input(name, kind, index, NUMPY[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
-        for place, (name, _, dtype) in enumerate(self._outputs):
+        for place, (name, dtype) in enumerate(self._outputs):
             if made is None:
                 binding.bind_output(name, kind, index)
             else:

@@ -18,7 +18,7 @@ from facelock import runtime
 from facelock.alignment.inswapper import InSwapper
 from facelock.batchable import agrees, any_rows
 from facelock.bound import BoundSession, cuda_options, torch_stream
-from facelock.errors import DeviceError
+from facelock.errors import DeviceError, ModelError
 from facelock.runtime import BatchSession, open_session
 
 CPU = torch.device("cpu")
@@ -329,4 +329,8 @@ def test_inswapper_files_of_one_face_become_batches(tmp_path):
 
 
 def test_every_type_has_a_twin():
+    session = Recorder([])
+    session.get_outputs = lambda: [SimpleNamespace(name="y", shape=[1], type="seq(map(int64,tensor(float)))")]
+    with pytest.raises(ModelError, match="not a tensor"):
+        BoundSession(session, CPU)
     assert set(module.TYPES.values()) == set(module.NUMPY)

@@ -282,6 +282,20 @@ def test_another_recipe_cannot_lend_it(folder):
         open_parts("miniature", "cpu", aligner="faceid")
 
 
+def test_packs_that_are_named_are_its_own_or_refused(folder, monkeypatch):
+    """A ``.face`` file names the packs that made it: a recipe of this kind keeps its aligner with the right ones."""
+    own = f"{locate('miniature/detector')}+{locate(MINIATURE)}"
+    parts = open_parts(folder / "own.toml", "cpu", packs=own, judge="miniature")
+    assert parts.aligner == "faceid" and isinstance(parts.locker.aligner, FaceID)
+    assert "lock.faceid.adapter" in parts.weights
+    bare = LOCK.replace('encoder = "miniature/recogniser"\n', "")
+    with pytest.raises(ConfigError, match="takes embeddings of insightface's buffalo_l"):
+        open_parts(write(folder, bare, "other.toml"), "cpu", packs=own, judge="miniature")
+    monkeypatch.setenv(VARIABLE, str(folder / "none.task"))
+    with pytest.raises(ModelError, match="Warping a face needs"):  # of other kinds, the warp as before
+        open_parts("miniature", "cpu", packs=own, judge="miniature")
+
+
 def test_a_missing_reference_picture_is_not_needed(folder):
     """The embedding is enough: an identity without pictures is locked all the same."""
     parts = open_parts(folder / "own.toml", "cpu")
