@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +108,11 @@ class PortraitDiffusion:
             self._pipeline.set_ip_adapter_scale(self.settings.adapter_scale)
             self._text = self._encode_prompt()
         self._halved = False
+
+    @property
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        """``unet`` and ``vae``, for whoever compiles, quantises or moves them."""
+        return {"unet": self._pipeline.unet, "vae": self._pipeline.vae}
 
     def repaint(self, crops: Tensor, identity: Tensor, strength: float) -> Tensor:
         """(N, 3, S, S) in [0, 1] and (N, E) unit norm → (N, 3, S, S) float32 in [0, 1], on the crops' device.
