@@ -21,6 +21,7 @@ LEVELS = [
     {"journal", "parts", "steps", "output", "assembly"},
     {"pipeline", "making", "clip", "footage"},
     {"storyboard", "storyboards"},
+    {"doctor"},
     {"api"},
     {"miniature"},
     {"bench"},
