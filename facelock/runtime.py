@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +20,12 @@ from facelock.errors import ConfigError, DeviceError, ModelError, StorageError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+R = TypeVar("R")
 
-CPU_BATCH = 2
-"""Rows of a batch on a CPU, at most."""
+CPU_BATCH = 1
+"""Rows of a batch on a CPU: one picture's maps stay in a core's cache, and no row is ever padded."""
+BUSY_BATCH = 3
+"""The same for networks of thousands of tiny operators, whose cost is in calling them."""
 
 
 def derive_seed(seed: int, *purpose: int | str) -> int:
@@ -111,6 +116,45 @@ def fixed(dimension: object) -> int | None:
     return dimension if isinstance(dimension, int) and dimension > 0 else None
 
 
+_here = threading.local()
+
+
+@lru_cache(maxsize=4)
+def _lanes(count: int) -> ThreadPoolExecutor:
+    """The one pool of ``count`` threads that everything which runs side by side shares."""
+    return ThreadPoolExecutor(count, "facelock-lane", _enter_lane, (count,))
+
+
+def _enter_lane(count: int) -> None:
+    """In a lane torch takes one thread for itself: as many lanes as cores are busy already.
+
+    Torch keeps the number per thread once it was asked for it, but setting it also decides what new threads start
+    with, so a passing thread sets that back.
+    """
+    _here.lane = True
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+    passing = threading.Thread(target=torch.set_num_threads, args=(count,))
+    passing.start()
+    passing.join()
+
+
+def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """``work`` of every item, in order, on as many threads as torch has; without gradients.
+
+    Within such work it is one after the other. Raises what the first item that fails raises.
+    """
+    waiting, count = list(items), torch.get_num_threads()
+    if count < 2 or len(waiting) < 2 or getattr(_here, "lane", False):
+        return [_without_gradients(work, item) for item in waiting]
+    return list(_lanes(count).map(lambda item: _without_gradients(work, item), waiting))
+
+
+def _without_gradients(work: Callable[[T], R], item: T) -> R:
+    with torch.no_grad():
+        return work(item)
+
+
 class BatchSession:
     """An ONNX file whose rows run in batches of one fixed, padded shape, so that no row's bits depend on another's.
 
@@ -124,23 +168,23 @@ class BatchSession:
         device: torch.device | str = "cpu",
         *,
         batch: int = 16,
+        on_cpu: int = CPU_BATCH,
         content: bytes | None = None,
     ) -> None:
-        """Open the file; ``batch`` rows at once, fewer on a CPU, or as many as the file fixes.
+        """Open the file; ``batch`` rows at once, ``on_cpu`` at most on a CPU, or as many as the file fixes.
 
         ``content`` is a changed copy of the file to open in its place. Raises ``ModelError``, ``DeviceError``.
         """
         self._device = torch.device(device)
-        on_cpu = self._device.type == "cpu"
-        self.session = open_session(path, device, threads=1 if on_cpu else None, content=content)
+        cpu = self._device.type == "cpu"
+        self.session = open_session(path, device, threads=1 if cpu else None, content=content)
         self.inputs: dict[str, list[int | str | None]] = {i.name: i.shape for i in self.session.get_inputs()}
         """Name → shape, open dimensions by their names."""
         self.outputs: dict[str, list[int | str | None]] = {
             o.name: o.shape for o in self.session.get_outputs()
         }
         own = [rows for shape in self.inputs.values() if shape and (rows := fixed(shape[0]))]
-        self.batch: int = own[0] if own else min(batch, CPU_BATCH if on_cpu else batch)
-        self._lanes = ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1, "facelock-onnx")
+        self.batch: int = own[0] if own else min(batch, on_cpu if cpu else batch)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs for rows of ``inputs`` (each (N, ...)), joined along their first axis.
@@ -162,7 +206,8 @@ class BatchSession:
             outputs = self._once({k: _padded(v, self.batch) for k, v in made.items()})
             return [out[:rows] for out in outputs] if rows < self.batch else outputs
 
-        parts = self._lanes.map(part, range(0, max(count, 1), self.batch))
+        begins = range(0, max(count, 1), self.batch)
+        parts = side_by_side(part, begins) if self._device.type == "cpu" else [part(b) for b in begins]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     def _once(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
