@@ -11,13 +11,14 @@ from torch import Tensor
 
 from facelock.alignment import aligner_class
 from facelock.assembly import Assembly
-from facelock.closed_loop import Locker, RestoreLoop
+from facelock.closed_loop import Locker
 from facelock.errors import ConfigError
 from facelock.ledger import Judge
 from facelock.perception import MINIATURE, Perception, open_perception
 from facelock.pipeline import Pipeline
 from facelock.protocols import FacePack
 from facelock.recipe import Recipe, load_recipe
+from facelock.restore_loop import RestoreLoop
 from facelock.runtime import resolve_device
 
 WARP = "warp"
@@ -26,7 +27,7 @@ WARP_LADDER = (1.0, 1.5, 2.0)
 """Its strengths: all of the texture, then more and more of the face's shape."""
 CHOOSY = {"faceid"}
 """Kinds that know themselves which recogniser they take, and refuse every other."""
-_ROLES = ("faces.", "lock.", "restore.restorer", "judge.")
+_ROLES = ("faces.", "lock.", "restore.restorer", "restore.faceid.", "judge.")
 
 
 class SameSize:
@@ -161,15 +162,7 @@ def _restorer(recipe: Recipe, parts: Assembly) -> RestoreLoop | None:
     own = parts.restorer
     if own.restorer is None:
         return None
-    settings = recipe.restore
-    return RestoreLoop(
-        parts.pack,
-        SameSize(),
-        own.restorer,
-        ladder=settings.ladder,
-        target=settings.target,
-        consistency=settings.consistency,
-    )
+    return RestoreLoop(parts.pack, SameSize(), own.restorer, **recipe.restore.loop_options())
 
 
 def _independent(judge: Judge, pack: FacePack) -> Judge:
