@@ -118,6 +118,7 @@ class _PerFace:
 
 
 def _pipeline_class(large: bool, inpaint: bool) -> Any:
+    plain: Any
     if large:
         plain = StableDiffusionXLInpaintPipeline if inpaint else StableDiffusionXLImg2ImgPipeline
     else:
