@@ -30,8 +30,9 @@ from facelock.perception import Perception
 from facelock.protocols import Backbone, FacePack, Upscaler
 from facelock.recipe import AcceptRecipe, Recipe, model_names
 from facelock.restoration import restorer_class, upscaler_class
+from facelock.restoration.precision import dtype_of
 from facelock.restore_loop import RestoreLoop
-from facelock.runtime import resolve_device
+from facelock.runtime import resolve_device, resolve_dtype
 from facelock.types import Identity, Thresholds
 from facelock.weights import digest, encoder_id, locate, require_commercial
 
@@ -63,11 +64,14 @@ class Assembly:
         """Find every model and check its digest.
 
         ``commercial`` refuses weights whose licence does not allow commercial use, or is not known. ``perception``
-        takes the place of the recipe's face packs. Raises ``ConfigError`` for a refused weight, ``DeviceError``,
-        ``ModelError``.
+        takes the place of the recipe's face packs. Raises ``ConfigError`` for a refused weight or a precision that
+        the device cannot work in, ``DeviceError``, ``ModelError``.
         """
         self.recipe = recipe
         self._device = resolve_device(device)
+        resolve_dtype(recipe.blueprint.precision, self._device)
+        for options in (recipe.restore.upscaler_options(), recipe.restore.restorer_options()):
+            dtype_of(options.get("precision", "float32"), self._device)
         self._perception = perception
         names = model_names(recipe)
         if commercial:

@@ -26,7 +26,7 @@ from torch.nn import functional
 from facelock.errors import InputError
 from facelock.identity import embedding_of
 from facelock.identity.consent import remark_unknown, require_consent
-from facelock.job import Job, Span, check_size, plan_chunks
+from facelock.job import Job, Size, Span, check_size, plan_chunks
 from facelock.journal import Resume, Tail
 from facelock.parts import Parts
 from facelock.protocols import Progress
@@ -111,15 +111,14 @@ class Pipeline:
         *,
         seconds: float,
         seed: int = 0,
-        size: int | tuple[int, int] | None = None,
+        size: Size | None = None,
         lock: bool = True,
         restore: bool = True,
         faces: Sequence[int | None] = (),
         progress: Progress | None = None,
     ) -> Clip:
         """Describe a clip; nothing is made until it is iterated or saved. See :func:`facelock.generate`."""
-        shape = (size, size) if isinstance(size, int) else size
-        job = Job(prompt, seconds, seed, shape, lock, restore)
+        job = Job(prompt, seconds, seed, size, lock, restore)
         return self.clip(job, identity, faces=faces, progress=progress)
 
     def clip(
@@ -134,7 +133,8 @@ class Pipeline:
         from facelock.clip import Clip
 
         job.check()
-        check_size(job.size, self.recipe.native_size)
+        if job.size is not None:
+            job = replace(job, size=check_size(job.size, self.recipe.native_size))
         job.frame_count(self.fps)
         for sentence in vocabulary_warnings(self.recipe, job.prompt):
             logger.warning("%s", sentence)
@@ -183,7 +183,7 @@ class Pipeline:
             final, records = self.parts.restorer.restore(locked, identities, start=span.start)
         else:
             final, records = self.parts.upscaler.upscale(locked), ()
-        return resize(final, size), records
+        return fit(final, size), records
 
     def _judge(
         self,
@@ -201,8 +201,8 @@ class Pipeline:
         records = ChunkRecords(start, span.length, ledger=rows, thumbnails=faces)
         if not job.lock:
             return records
-        before = resize(self.parts.upscaler.upscale(tail.raw), size)[0] if tail else None
-        plain = resize(self.parts.upscaler.upscale(raw), size)
+        before = fit(self.parts.upscaler.upscale(tail.raw), size)[0] if tail else None
+        plain = fit(self.parts.upscaler.upscale(raw), size)
         rows = tuple(judge.measure(plain, identities, start=start, before=before))
         faces = judge.thumbnails(plain, rows, start=start, at=set(faces))
         return replace(records, ledger_unlocked=rows, thumbnails_unlocked=faces)
@@ -226,6 +226,15 @@ def resize(frames: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tens
     if tuple(frames.shape[-2:]) == tuple(size):
         return frames
     return functional.interpolate(frames, size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
+
+
+def fit(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """:func:`resize` without distortion: what ``size`` of another shape has no room for is cut away on both sides."""
+    height, width = frames.shape[-2:]
+    scale = max(size[0] / height, size[1] / width)
+    rows, columns = min(height, round(size[0] / scale)), min(width, round(size[1] / scale))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return resize(frames[..., top : top + rows, left : left + columns], size)
 
 
 def _anchored(tail: Tail, share: float) -> Tensor:

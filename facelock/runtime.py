@@ -7,6 +7,9 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +17,8 @@ import numpy as np
 import onnxruntime
 import torch
 
+from facelock.batchable import Run, agrees, any_rows
+from facelock.bound import BoundSession, cuda_options, torch_stream
 from facelock.errors import ConfigError, DeviceError, ModelError, StorageError
 
 log = logging.getLogger(__name__)
@@ -21,6 +26,21 @@ T = TypeVar("T")
 
 CPU_BATCH = 2
 """Rows of a batch on a CPU, at most."""
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Name, as recipes give it → type."""
+# fmt: off
+BOOKKEEPING = frozenset({
+    "Add", "And", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand",
+    "Floor", "Gather", "GatherElements", "Greater", "GreaterOrEqual", "Identity", "If", "Less",
+    "LessOrEqual", "Loop", "Max", "MemcpyFromHost", "MemcpyToHost", "Min", "Mod", "Mul", "Neg",
+    "NonZero", "Not", "Or", "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape",
+    "Round", "Scan", "ScatterND", "Shape", "Size", "Slice", "Split", "Squeeze", "Sub", "Tile",
+    "Transpose", "Unsqueeze", "Where",
+})
+# fmt: on
+"""Operators that onnxruntime keeps on the CPU for good reason: they compute shapes and indices, not pictures."""
+DOCTOR = "'facelock doctor' says what is wrong and how to mend it"
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def derive_seed(seed: int, *purpose: int | str) -> int:
@@ -38,7 +58,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", 0)
-        log.info("no CUDA device: running on the CPU")
+        _say_why_cpu()
         return torch.device("cpu")
     if name == "cpu":
         return torch.device("cpu")
@@ -48,14 +68,38 @@ def resolve_device(name: str = "auto") -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:
         raise DeviceError(
-            f"device {name} was asked for, but {count} CUDA devices are here. Use --device cpu."
+            f"device {name} was asked for, but {count} CUDA devices are here. "
+            "Use --device cpu, or see 'facelock doctor'."
         )
     return torch.device("cuda", int(index or 0))
 
 
-def _provider(device: torch.device) -> tuple[str, dict[str, str]]:
+def _say_why_cpu() -> None:
+    """Say that it is the CPU; where a GPU is here that this torch cannot use, say that too."""
+    if NVIDIA_DRIVER.exists():
+        build = "is built for the CPU alone" if torch.version.cuda is None else "cannot use it"
+        log.warning(
+            "an NVIDIA GPU is here, but torch %s %s: running on the CPU. %s", torch.__version__, build, DOCTOR
+        )
+    else:
+        log.info("no CUDA device: running on the CPU")
+
+
+def resolve_dtype(precision: str, device: torch.device | str) -> torch.dtype:
+    """``float32``, ``bfloat16`` or ``float16`` → torch's type, if ``device`` can work in it.
+
+    Raises ``ConfigError`` for another name, and for float16 on a CPU, where a step takes minutes.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"No precision is called {precision!r}. Give one of: {', '.join(PRECISIONS)}.")
+    if precision == "float16" and torch.device(device).type == "cpu":
+        raise ConfigError("float16 takes hours on a CPU. Give float32 or bfloat16 as the recipe's precision.")
+    return PRECISIONS[precision]
+
+
+def _provider(device: torch.device, stream: Any = None) -> tuple[str, dict[str, str]]:
     if device.type == "cuda":
-        return "CUDAExecutionProvider", {"device_id": str(device.index or 0)}
+        return "CUDAExecutionProvider", cuda_options(device, stream)
     return "CPUExecutionProvider", {}
 
 
@@ -64,12 +108,14 @@ def open_session(
     device: torch.device | str = "cpu",
     threads: int | None = None,
     content: bytes | None = None,
+    stream: Any = None,
 ) -> onnxruntime.InferenceSession:
-    """Open an ONNX file on exactly ``device``.
+    """Open an ONNX file on exactly ``device``, the whole graph of it.
 
-    ``threads`` defaults to torch's; ``content`` is a changed copy of the file to open in its place. Raises
+    ``threads`` defaults to torch's; ``content`` is a changed copy of the file to open in its place; ``stream`` is
+    torch's, in which a GPU is to work (:func:`facelock.bound.torch_stream`). Raises
     ``ModelError`` when the file is missing or damaged and ``DeviceError`` when the first active provider is not the
-    one asked for (onnxruntime would fall back to the CPU silently).
+    one asked for, or computes only a part of the graph (onnxruntime would fall back to the CPU silently).
     """
     path, device = Path(path), torch.device(device)
     if not path.is_file():
@@ -81,15 +127,22 @@ def open_session(
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    provider, settings = _provider(device)
+    provider, settings = _provider(device, stream)
+    if device.type == "cuda":
+        _load_cuda_libraries()
+        options.add_session_config_entry(*_whole_graph_option())
     try:
         session = onnxruntime.InferenceSession(
-            content or str(path), options, providers=[(provider, settings)]
+            content or str(path), options, providers=[(provider, settings)], enable_fallback=0
         )
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         if device.type == "cuda" and "cuda" in str(error).lower():
             raise DeviceError(
-                f"onnxruntime cannot use {device} ({_first_line(error)}). Install onnxruntime-gpu."
+                f"onnxruntime cannot use {device} ({_first_line(error)}). Install onnxruntime-gpu; {DOCTOR}."
+            ) from error
+        if "fallback to CPU EP has been explicitly disabled" in str(error):
+            raise DeviceError(
+                f"onnxruntime would run {path.name} on the CPU. Install onnxruntime-gpu; {DOCTOR}."
             ) from error
         raise ModelError(
             f"{path}: not a readable ONNX model ({_first_line(error)}). Fetch it again."
@@ -97,9 +150,55 @@ def open_session(
     active = session.get_providers()[0]
     if active != provider:
         raise DeviceError(
-            f"{provider} was asked for, but onnxruntime runs {path.name} on {active}. Install onnxruntime-gpu."
+            f"{provider} was asked for, but onnxruntime runs {path.name} on {active}. "
+            f"Install onnxruntime-gpu; {DOCTOR}."
         )
+    if device.type == "cuda":
+        require_whole_graph(session, path.name, provider)
     return session
+
+
+def _whole_graph_option() -> tuple[str, str]:
+    """The session option by which it is seen where each operator runs: onnxruntime's own record of it, or, where an
+    older one keeps none, its refusal to leave anything at all to the CPU."""
+    if hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
+        return "session.record_ep_graph_assignment_info", "1"
+    return "session.disable_cpu_ep_fallback", "1"
+
+
+def require_whole_graph(session: Any, name: str, provider: str) -> None:
+    """Raise ``DeviceError`` when operators of ``session`` that compute anything are left to another provider.
+
+    ``session`` was opened with the option above; ``name`` is the file's, for the message.
+    """
+    record = getattr(session, "get_provider_graph_assignment_info", None)
+    if record is None:
+        return
+    left = {
+        node.op_type
+        for part in record()
+        if part.ep_name != provider
+        for node in part.get_nodes()
+        if node.op_type not in BOOKKEEPING
+    }
+    if left:
+        raise DeviceError(
+            f"onnxruntime runs a part of {name} ({', '.join(sorted(left)[:4])}) on the CPU, not on {provider}. "
+            "Install a newer onnxruntime-gpu, or use --device cpu."
+        )
+
+
+@cache
+def _load_cuda_libraries() -> None:
+    """Once: let onnxruntime find CUDA and cuDNN where pip puts them, when torch's own build has not loaded them."""
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is None:
+        return
+    said = StringIO()
+    with redirect_stdout(said):  # it prints what it does not find; whether CUDA works is seen by using it
+        preload()
+    if said.getvalue():
+        log.debug("%s", said.getvalue().strip())
 
 
 def _first_line(error: BaseException) -> str:
@@ -125,14 +224,21 @@ class BatchSession:
         *,
         batch: int = 16,
         content: bytes | None = None,
+        widen: bool = False,
     ) -> None:
         """Open the file; ``batch`` rows at once, fewer on a CPU, or as many as the file fixes.
 
-        ``content`` is a changed copy of the file to open in its place. Raises ``ModelError``, ``DeviceError``.
+        ``content`` is a changed copy of the file to open in its place. With ``widen`` a file that is fixed at one row
+        takes ``batch`` of them on a GPU all the same, if that gives the same numbers (:mod:`facelock.batchable`); on
+        a CPU one row is as fast. Raises ``ModelError``, ``DeviceError``.
         """
         self._device = torch.device(device)
         on_cpu = self._device.type == "cpu"
-        self.session = open_session(path, device, threads=1 if on_cpu else None, content=content)
+        stream = torch_stream(self._device)
+        self.session = open_session(
+            path, device, threads=1 if on_cpu else None, content=content, stream=stream
+        )
+        self._bound = None if on_cpu else BoundSession(self.session, self._device, stream)
         self.inputs: dict[str, list[int | str | None]] = {i.name: i.shape for i in self.session.get_inputs()}
         """Name → shape, open dimensions by their names."""
         self.outputs: dict[str, list[int | str | None]] = {
@@ -141,6 +247,46 @@ class BatchSession:
         own = [rows for shape in self.inputs.values() if shape and (rows := fixed(shape[0]))]
         self.batch: int = own[0] if own else min(batch, CPU_BATCH if on_cpu else batch)
         self._lanes = ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1, "facelock-onnx")
+        if widen and not on_cpu and self.batch == 1 < batch:
+            self._widen(Path(path), batch, content, stream)
+
+    def _widen(self, path: Path, batch: int, content: bytes | None, stream: Any) -> None:
+        """Take ``batch`` rows at once where the file fixes one, if the numbers stay the same."""
+        content = any_rows(path, content)
+        session = open_session(path, self._device, content=content, stream=stream) if content else None
+        if session is not None:
+            wide = BoundSession(session, self._device, stream)
+            if agrees(self._numpy(self._bound), self._numpy(wide), self.inputs, batch):
+                self.session, self._bound, self.batch = session, wide, batch
+                return
+        log.warning("%s takes one row at a time and cannot be changed: its rows run one by one", path.name)
+
+    def _numpy(self, bound: BoundSession | None) -> Run:
+        """``bound`` for arrays on the host."""
+
+        def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+            if bound is None:
+                return self.session.run(None, dict(inputs))
+            given = {name: torch.from_numpy(rows).to(bound.device) for name, rows in inputs.items()}
+            return [out.cpu().numpy() for out in bound(given)]
+
+        return run
+
+    def run_tensors(self, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """:meth:`run` for tensors (N, ...) on any device; on a GPU nothing goes through the host.
+
+        The outputs lie on the session's device.
+        """
+        if self._bound is None:
+            return [
+                torch.from_numpy(out) for out in self.run({k: v.cpu().numpy() for k, v in inputs.items()})
+            ]
+        count, parts = len(next(iter(inputs.values()))), []
+        for begin in range(0, max(count, 1), self.batch):
+            rows = slice(begin, min(begin + self.batch, count))
+            given = {k: _filled(v[rows].to(self._bound.device), self.batch) for k, v in inputs.items()}
+            parts.append([out[: rows.stop - begin] for out in self._bound(given)])
+        return [torch.cat(column) for column in zip(*parts, strict=True)]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs for rows of ``inputs`` (each (N, ...)), joined along their first axis.
@@ -167,21 +313,24 @@ class BatchSession:
 
     def _once(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """One batch. On a GPU inputs and outputs are bound, so that each crosses the bus once."""
-        if self._device.type == "cpu":
+        if self._bound is None:
             return self.session.run(None, inputs)
-        index, binding = self._device.index or 0, self.session.io_binding()
-        for name, rows in inputs.items():
-            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(rows, "cuda", index))
-        for name in self.outputs:
-            binding.bind_output(name, "cuda", index)
-        self.session.run_with_iobinding(binding)
-        return binding.copy_outputs_to_cpu()
+        return list(self._numpy(self._bound)(inputs))
 
 
 def _padded(rows: np.ndarray, batch: int) -> np.ndarray:
     if len(rows) == batch:
         return np.ascontiguousarray(rows)
     full = np.zeros((batch, *rows.shape[1:]), rows.dtype)
+    full[: len(rows)] = rows
+    return full
+
+
+def _filled(rows: torch.Tensor, batch: int) -> torch.Tensor:
+    """:func:`_padded` for tensors."""
+    if len(rows) == batch:
+        return rows
+    full = rows.new_zeros(batch, *rows.shape[1:])
     full[: len(rows)] = rows
     return full
 

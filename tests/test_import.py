@@ -27,9 +27,14 @@ LIGHT = [
     "weights.catalog",
     "weights",
     "weights.download",
+    "weights.wire",
+    "weights.hub",
     "weights.pull",
     "weights.inventory",
     "cli.models",
+    "cli.doctor",
+    "doctor",
+    "doctor.probes",
 ]
 HEAVY = ("torch", "cv2", "onnxruntime", "diffusers", "transformers", "av", "matplotlib")
 

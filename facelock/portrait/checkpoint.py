@@ -57,6 +57,7 @@ def load_pipeline(
     check_fit(where, adapter, parts["unet"])
     pipeline = _pipeline_class(large, inpaint)(**parts)
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.vae.enable_slicing()  # row by row: one crop fills a GPU, and a batch of them its memory
     try:
         with quiet():
             own = without_lora(adapter)
@@ -118,6 +119,7 @@ class _PerFace:
 
 
 def _pipeline_class(large: bool, inpaint: bool) -> Any:
+    plain: Any
     if large:
         plain = StableDiffusionXLInpaintPipeline if inpaint else StableDiffusionXLImg2ImgPipeline
     else:

@@ -170,7 +170,7 @@ def _unit(board: Storyboard, index: int, recipes: dict[str, Recipe]) -> Unit:
         seconds=shot.seconds,
         seed=board.seed(index),
         recipe=recipe,
-        size=parse_size(size) if size else None,
+        size=check_size(parse_size(size), recipes[name].native_size) if size else None,
         target=target,
         tries=shot.tries or defaults.tries,
         audio=board.path(shot.audio) if shot.audio else None,
