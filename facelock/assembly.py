@@ -30,6 +30,7 @@ from facelock.perception import Perception, pack_member, pack_of
 from facelock.protocols import Backbone, FacePack, Upscaler
 from facelock.recipe import AcceptRecipe, FacesRecipe, JudgeRecipe, Recipe, model_names
 from facelock.restoration import restorer_class, upscaler_class
+from facelock.restoration.precision import dtype_of
 from facelock.restore_loop import RestoreLoop
 from facelock.runtime import resolve_device, resolve_dtype
 from facelock.types import Identity, Thresholds
@@ -83,6 +84,8 @@ class Assembly:
         self.recipe = recipe
         self._device = resolve_device(device)
         resolve_dtype(recipe.blueprint.precision, self._device)
+        for options in (recipe.restore.upscaler_options(), recipe.restore.restorer_options()):
+            dtype_of(options.get("precision", "float32"), self._device)
         self._perception = perception
         names = model_names(recipe)
         if commercial:
