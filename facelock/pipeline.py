@@ -32,6 +32,7 @@ from facelock.parts import Parts
 from facelock.protocols import Progress
 from facelock.recipe import Recipe, load_recipe, vocabulary_warnings
 from facelock.runtime import derive_seed
+from facelock.sound import extended, fitted
 from facelock.steps import Steps
 from facelock.types import AlignRecord, Chunk, ChunkRecords, Identity
 
@@ -162,8 +163,10 @@ class Pipeline:
             step = Steps(span, frames, progress)
             context = _anchored(tail, self.recipe.blueprint.anchor) if tail else None
             seed = derive_seed(job.seed, span.index, "blueprint")
-            raw = step("blueprint", backbone.extend, job.prompt, context, seed=seed, references=identities)
+            extend = extended(backbone)
+            raw, sound = step("blueprint", extend, job.prompt, context, seed=seed, references=identities)
             raw = raw[: span.length]
+            sound = fitted(sound, start=span.start, frames=span.length, fps=self.fps)
             lock = parts.locker.lock if job.lock else _untouched
             locked, aligned = step("lock", lock, raw, identities, start=span.start)
             final, restored = step("restore", self._enlarge, job, locked, identities, span, size)
@@ -173,7 +176,7 @@ class Pipeline:
                 ended, _last(None, final, 1), _last(None, raw, 1), tail.anchor if tail else ended.clone()
             )
             records = replace(measured, lock=tuple(aligned), restore=tuple(restored), seconds=step.seconds)
-            yield Made(span, Chunk(final, span.start, self.fps), tail, records)
+            yield Made(span, Chunk(final, span.start, self.fps, sound=sound), tail, records)
 
     def _enlarge(
         self, job: Job, locked: Tensor, identities: Sequence[Identity], span: Span, size: tuple[int, int]

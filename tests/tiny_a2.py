@@ -1,0 +1,95 @@
+"""Tiny random checkpoints of LTX-2 and ConsisID: diffusers' own classes, saved in the published folders' layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
+    CogVideoXDPMScheduler,
+    ConsisIDTransformer3DModel,
+    FlowMatchEulerDiscreteScheduler,
+    LTX2Pipeline,
+    LTX2VideoTransformer3DModel,
+)
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GemmaTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+RATE = 24_000
+"""Samples per second of the tiny vocoder, as of the published one."""
+
+
+def gemma_tokenizer() -> GemmaTokenizer:
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *(chr(code) for code in range(33, 127))]
+    return GemmaTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
+
+
+def gemma(vocabulary: int) -> Gemma3ForConditionalGeneration:
+    text = {
+        "vocab_size": vocabulary, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 2048,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision)).eval()
+
+
+def ltx2_transformer(**options) -> LTX2VideoTransformer3DModel:
+    network = {
+        "in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 16,
+        "cross_attention_dim": 32, "audio_in_channels": 8, "audio_out_channels": 8,
+        "audio_num_attention_heads": 2, "audio_attention_head_dim": 8, "audio_cross_attention_dim": 16,
+        "num_layers": 2, "caption_channels": 16, "rope_type": "split",
+    }  # fmt: skip
+    return LTX2VideoTransformer3DModel(**(network | options)).eval()
+
+
+def ltx2_pipeline(**transformer_options) -> LTX2Pipeline:
+    """LTX-2 with 32 pixels and 8 frames per latent, 25 sound latents a second, 24 kHz stereo."""
+    torch.manual_seed(0)
+    words = gemma_tokenizer()
+    vae = AutoencoderKLLTX2Video(
+        latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 16, 32),
+        layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1), decoder_causal=False,
+        spatial_compression_ratio=32, temporal_compression_ratio=8,
+    )  # fmt: skip
+    sound = AutoencoderKLLTX2Audio(
+        base_channels=8, ch_mult=(1, 2, 4), num_res_blocks=1, latent_channels=2, mel_bins=16
+    )
+    connectors = LTX2TextConnectors(
+        caption_channels=16, text_proj_in_factor=3, video_connector_num_attention_heads=2,
+        video_connector_attention_head_dim=8, video_connector_num_layers=1, audio_connector_num_attention_heads=2,
+        audio_connector_attention_head_dim=8, audio_connector_num_layers=1, rope_type="split",
+    )  # fmt: skip
+    vocoder = LTX2Vocoder(
+        in_channels=32, hidden_channels=16, upsample_kernel_sizes=[16, 15, 8, 4], upsample_factors=[6, 5, 4, 2],
+        resnet_kernel_sizes=[3], resnet_dilations=[[1]], output_sampling_rate=RATE,
+    )  # fmt: skip
+    return LTX2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05),
+        vae=vae.eval(),
+        audio_vae=sound.eval(),
+        text_encoder=gemma(len(words)),
+        tokenizer=words,
+        connectors=connectors.eval(),
+        transformer=ltx2_transformer(**transformer_options),
+        vocoder=vocoder.eval(),
+    )
+
+
+def save_ltx2(folder: Path, **transformer_options) -> Path:
+    ltx2_pipeline(**transformer_options).save_pretrained(folder)
+    return folder
