@@ -16,7 +16,7 @@ from diffusers import (
     LTX2VideoTransformer3DModel,
 )
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
-from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
 from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -57,8 +57,25 @@ def ltx2_transformer(**options) -> LTX2VideoTransformer3DModel:
     return LTX2VideoTransformer3DModel(**(network | options)).eval()
 
 
-def ltx2_pipeline(**transformer_options) -> LTX2Pipeline:
-    """LTX-2 with 32 pixels and 8 frames per latent, 25 sound latents a second, 24 kHz stereo."""
+def vocoder() -> LTX2Vocoder:
+    """24 kHz stereo."""
+    return LTX2Vocoder(
+        in_channels=32, hidden_channels=16, upsample_kernel_sizes=[16, 15, 8, 4], upsample_factors=[6, 5, 4, 2],
+        resnet_kernel_sizes=[3], resnet_dilations=[[1]], output_sampling_rate=RATE,
+    )  # fmt: skip
+
+
+def wide_vocoder() -> LTX2VocoderWithBWE:
+    """The later checkpoints': 16 kHz, widened to 48 kHz."""
+    small = {"resnet_kernel_sizes": [3], "resnet_dilations": [[1]]}
+    small |= {f"bwe_{name}": value for name, value in small.items()}
+    return LTX2VocoderWithBWE(
+        in_channels=32, hidden_channels=64, bwe_in_channels=32, bwe_hidden_channels=32, num_mel_channels=16, **small
+    )  # fmt: skip
+
+
+def ltx2_pipeline(*, wide: bool = False, **transformer_options) -> LTX2Pipeline:
+    """LTX-2 with 32 pixels and 8 frames per latent, 25 sound latents a second, 24 kHz stereo, or 48 if ``wide``."""
     torch.manual_seed(0)
     words = gemma_tokenizer()
     vae = AutoencoderKLLTX2Video(
@@ -74,10 +91,6 @@ def ltx2_pipeline(**transformer_options) -> LTX2Pipeline:
         video_connector_attention_head_dim=8, video_connector_num_layers=1, audio_connector_num_attention_heads=2,
         audio_connector_attention_head_dim=8, audio_connector_num_layers=1, rope_type="split",
     )  # fmt: skip
-    vocoder = LTX2Vocoder(
-        in_channels=32, hidden_channels=16, upsample_kernel_sizes=[16, 15, 8, 4], upsample_factors=[6, 5, 4, 2],
-        resnet_kernel_sizes=[3], resnet_dilations=[[1]], output_sampling_rate=RATE,
-    )  # fmt: skip
     return LTX2Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05),
         vae=vae.eval(),
@@ -86,10 +99,10 @@ def ltx2_pipeline(**transformer_options) -> LTX2Pipeline:
         tokenizer=words,
         connectors=connectors.eval(),
         transformer=ltx2_transformer(**transformer_options),
-        vocoder=vocoder.eval(),
+        vocoder=(wide_vocoder() if wide else vocoder()).eval(),
     )
 
 
-def save_ltx2(folder: Path, **transformer_options) -> Path:
-    ltx2_pipeline(**transformer_options).save_pretrained(folder)
+def save_ltx2(folder: Path, **options) -> Path:
+    ltx2_pipeline(**options).save_pretrained(folder)
     return folder

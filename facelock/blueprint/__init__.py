@@ -14,7 +14,11 @@ from typing import Any
 
 from facelock.errors import ConfigError
 
-BACKBONES = {"skyreels_v2": "facelock.blueprint.skyreels_v2:SkyReelsV2"}
+BACKBONES = {
+    "consisid": "facelock.blueprint.consisid:ConsisID",
+    "ltx2": "facelock.blueprint.ltx2:LTX2",
+    "skyreels_v2": "facelock.blueprint.skyreels_v2:SkyReelsV2",
+}
 """``kind`` of a recipe's [blueprint] → module and class, which implements ``protocols.Backbone``."""
 
 
