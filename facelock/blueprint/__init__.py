@@ -15,9 +15,11 @@ from typing import Any
 from facelock.errors import ConfigError
 
 BACKBONES = {
-    "consisid": "facelock.blueprint.consisid:ConsisID",
-    "ltx2": "facelock.blueprint.ltx2:LTX2",
     "skyreels_v2": "facelock.blueprint.skyreels_v2:SkyReelsV2",
+    "wan_vace": "facelock.blueprint.wan_vace:WanVace",
+    "helios": "facelock.blueprint.helios:Helios",
+    "ltx2": "facelock.blueprint.ltx2:LTX2",
+    "consisid": "facelock.blueprint.consisid:ConsisID",
 }
 """``kind`` of a recipe's [blueprint] → module and class, which implements ``protocols.Backbone``."""
 
