@@ -37,16 +37,20 @@ class Backbone(Protocol):
 
 
 @runtime_checkable
-class SpeakingBackbone(Backbone, Protocol):
-    """A backbone that writes the sound of its frames as well."""
+class Guide(Protocol):
+    """Edits what stage 1 predicts while it denoises, toward the references' faces (``facelock.guidance``)."""
 
-    sample_rate: int
-    """Samples per second."""
+    def begin(self, references: Sequence[Identity]) -> None:
+        """Say whose faces the next window is to show; a backbone calls it before it denoises."""
+        ...
 
-    def extend_with_sound(
-        self, prompt: str, context: Tensor | None, *, seed: int, references: Sequence[Identity] = ()
-    ) -> tuple[Tensor, Sound]:
-        """Return what :meth:`extend` returns, and a sound at least as long as those frames."""
+    def __call__(self, x0: Tensor, sigma: float, step: int, known: int) -> Tensor:
+        """The edited prediction of a window's clean latents, of the same shape.
+
+        ``x0`` is (1, z, F, h, w) float32, normalised; ``sigma`` in [0, 1] the step's noise level; ``step`` its index,
+        from 0; the first ``known`` latents are the given past, and never changed. Where there is nothing to do,
+        the latents keep their bits.
+        """
         ...
 
 
@@ -133,6 +137,20 @@ class Cropper(Protocol):
 
     def crops(self, frames: Tensor, faces: Faces) -> Tensor:
         """(N, 3, S, S) float32 in [0, 1] of ``faces`` found in ``frames``."""
+        ...
+
+
+@runtime_checkable
+class SpeakingBackbone(Backbone, Protocol):
+    """A backbone that writes the sound of its frames as well."""
+
+    sample_rate: int
+    """Samples per second."""
+
+    def extend_with_sound(
+        self, prompt: str, context: Tensor | None, *, seed: int, references: Sequence[Identity] = ()
+    ) -> tuple[Tensor, Sound]:
+        """Return what :meth:`extend` returns, and a sound at least as long as those frames."""
         ...
 
 

@@ -6,11 +6,8 @@ from pathlib import Path
 
 import torch
 from diffusers import (
-    AutoencoderKLCogVideoX,
     AutoencoderKLLTX2Audio,
     AutoencoderKLLTX2Video,
-    CogVideoXDPMScheduler,
-    ConsisIDTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
     LTX2Pipeline,
     LTX2VideoTransformer3DModel,
@@ -21,9 +18,6 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     GemmaTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
 )
 
 RATE = 24_000

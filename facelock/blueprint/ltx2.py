@@ -46,9 +46,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Gemma3ForConditionalGeneration
 
-from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
-from facelock.blueprint.wan_base import Guide, NotFiniteError, clean_text, dtype_of, require
+from facelock.blueprint.checkpoint import Checkpoint, Layout, Place, device_errors, load_checkpoint
+from facelock.blueprint.wan_base import NotFiniteError, clean_text, dtype_of, require
 from facelock.errors import ConfigError, FaceLockError, InputError, ModelError
+from facelock.protocols import Guide
 from facelock.types import Identity, Sound
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,15 @@ class _Sampler(LTX2InContextPipeline):
     @property
     def _execution_device(self) -> torch.device:
         return self.runs_on
+
+
+def _sampler(parts: Checkpoint, device: torch.device) -> Any:
+    """The pipeline over the checkpoint's parts, which says nothing."""
+    networks: dict[str, Any] = dict(parts.networks)
+    pipe: Any = _Sampler(scheduler=parts.scheduler, tokenizer=parts.tokenizer, **networks)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.runs_on = device
+    return pipe
 
 
 class LTX2:
@@ -148,7 +158,7 @@ class LTX2:
         self.negative_prompt, self.context_noise = negative_prompt, context_noise
         self.on_step, self.guide, self.reference_strength = on_step, guide, reference_strength
         self.device = torch.device(device)
-        self._scales = {
+        self._scales: dict[str, Any] = {
             "guidance_scale": guidance_scale, "audio_guidance_scale": audio_guidance_scale,
             "modality_scale": modality_scale, "audio_modality_scale": modality_scale,
             "stg_scale": stg_scale, "audio_stg_scale": stg_scale,
@@ -161,12 +171,9 @@ class LTX2:
         self.modules: Mapping[str, torch.nn.Module] = parts.networks
         """The loaded networks by name: ``text_encoder``, ``connectors``, ``transformer``, ``vae``, ..."""
         self._scheduler = parts.scheduler
-        networks: dict[str, Any] = dict(parts.networks)
-        self._pipe: Any = _Sampler(scheduler=parts.scheduler, tokenizer=parts.tokenizer, **networks)
-        self._pipe.runs_on = self.device
-        self._pipe.set_progress_bar_config(disable=True)
+        self._pipe = _sampler(parts, self.device)
         self._refuse_checkpoint(str(folder))
-        self.sample_rate = int(networks["vocoder"].config.output_sampling_rate)
+        self.sample_rate = int(self._pipe.vocoder.config.output_sampling_rate)
         """Samples per second of its sound."""
         self._prompts: dict[str, tuple[Tensor, Tensor]] = {}
         self._warned = False
@@ -201,6 +208,8 @@ class LTX2:
         """
         self._check_context(context)
         known = 0 if context is None else self.context
+        if self.guide:
+            self.guide.begin(references)
         with torch.no_grad(), device_errors(str(self.device)):
             latents, heard = self._denoise(prompt, context, seed, self._pictures(references))
             frames = self._decode(latents)[known : self.window]
@@ -215,8 +224,10 @@ class LTX2:
         pipe, height, width = self._pipe, *self.size
         pipe.scheduler, pipe.audio_scheduler = (copy.deepcopy(self._scheduler) for _ in range(2))
         if self.guide:
-            self._guide(pipe.scheduler, 0 if context is None else self._latents(self.context))
-        past = [] if context is None else [LTX2VideoCondition(context * 255, 0, 1 - self.context_noise, crf=0)]
+            self._let_guide(self.guide, pipe.scheduler, 0 if context is None else self._latents(self.context))
+        past = (
+            [] if context is None else [LTX2VideoCondition(context * 255, 0, 1 - self.context_noise, crf=0)]
+        )
         made = pipe(
             conditions=past or None,
             reference_conditions=pictures or None,
@@ -245,9 +256,9 @@ class LTX2:
             self.on_step(step + 1, self.steps)
         return state
 
-    def _guide(self, scheduler: Any, known: int) -> None:
-        """Let the guide edit x0 = x - σ·v inside every step of ``scheduler``; ``known`` latents of F are past."""
-        plain, pipe, guide = scheduler.step, self._pipe, self.guide
+    def _let_guide(self, guide: Guide, scheduler: Any, known: int) -> None:
+        """Let ``guide`` edit x0 = x - σ·v inside every step of ``scheduler``; ``known`` latents of F are past."""
+        plain, pipe = scheduler.step, self._pipe
         space, patches = pipe.vae_spatial_compression_ratio, (pipe.transformer_spatial_patch_size, 1)
         shape = (self._latents(self._asked()), *(side // space for side in self.size))
         tokens = math.prod(shape) // patches[0] ** 2
@@ -324,7 +335,11 @@ class LTX2:
         """Latents (1, z, F, h, w) as the pipeline returns them → (T, 3, H, W) in [0, 1] on the CPU."""
         vae = self._pipe.vae
         latents = latents.to(vae.dtype)
-        level = torch.zeros(1, device=latents.device, dtype=vae.dtype) if vae.config.timestep_conditioning else None
+        level = (
+            torch.zeros(1, device=latents.device, dtype=vae.dtype)
+            if vae.config.timestep_conditioning
+            else None
+        )
         try:
             video = vae.decode(latents, level, return_dict=False)[0]
         except torch.OutOfMemoryError:
@@ -363,7 +378,9 @@ class LTX2:
     def _refuse_settings(self, flow_shift: float | None) -> None:
         """Refuse what no checkpoint can do, before any is read."""
         if flow_shift is not None:
-            raise ConfigError("LTX-2 shifts its noise by the picture's size. Leave flow_shift out of the recipe.")
+            raise ConfigError(
+                "LTX-2 shifts its noise by the picture's size. Leave flow_shift out of the recipe."
+            )
         require(self.steps >= 1, f"steps = {self.steps}", "1 or more")
         noise, strength = self.context_noise, self.reference_strength
         require(0 <= noise <= 0.5, f"context_noise = {noise}", "between 0 and 0.5")
@@ -397,7 +414,9 @@ def framed(crop: Tensor, size: tuple[int, int]) -> Tensor:
     """A square picture (3, S, S) in the middle of a grey one of ``size`` (height, width), as large as it fits."""
     height, width = size
     side = min(size)
-    inner = functional.interpolate(crop[None].float(), (side, side), mode="bicubic", antialias=True).clamp(0, 1)[0]
+    inner = functional.interpolate(crop[None].float(), (side, side), mode="bicubic", antialias=True).clamp(
+        0, 1
+    )[0]
     picture = torch.full((3, height, width), GREY)
     top, left = (height - side) // 2, (width - side) // 2
     picture[:, top : top + side, left : left + side] = inner.cpu()
