@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from facelock.blueprint import refuse_continuation
 from facelock.errors import InputError
 from facelock.identity import embedding_of
 from facelock.identity.consent import remark_unknown, require_consent
@@ -136,7 +137,8 @@ class Pipeline:
 
         job.check()
         check_size(job.size, self.recipe.native_size)
-        job.frame_count(self.fps)
+        low, frames = self.recipe.blueprint, job.frame_count(self.fps)
+        refuse_continuation(low.kind, window=low.window, frames=frames, fps=self.fps)
         for sentence in vocabulary_warnings(self.recipe, job.prompt):
             logger.warning("%s", sentence)
         return Clip(self, job, self.identities(identity, faces), progress)

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import torch
 from diffusers import (
+    AutoencoderKLCogVideoX,
     AutoencoderKLLTX2Audio,
     AutoencoderKLLTX2Video,
+    CogVideoXDPMScheduler,
+    ConsisIDPipeline,
+    ConsisIDTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
     LTX2Pipeline,
     LTX2VideoTransformer3DModel,
@@ -18,6 +22,9 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     GemmaTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
 RATE = 24_000
@@ -100,3 +107,44 @@ def ltx2_pipeline(*, wide: bool = False, **transformer_options) -> LTX2Pipeline:
 def save_ltx2(folder: Path, **options) -> Path:
     ltx2_pipeline(**options).save_pretrained(folder)
     return folder
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
+    words += [(chr(code), -6.0) for code in range(33, 127)]
+    return T5Tokenizer(vocab=words, extra_ids=0, model_max_length=16)
+
+
+def consisid_pipeline(**transformer_options) -> ConsisIDPipeline:
+    """ConsisID with 8 pixels and 4 frames per latent, 17 frames of 32 x 48, 5 layers of features."""
+    torch.manual_seed(0)
+    words = t5_tokenizer()
+    text = T5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
+    network = {
+        "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 8, "out_channels": 4, "time_embed_dim": 2,
+        "text_embed_dim": 32, "num_layers": 2, "sample_width": 6, "sample_height": 4, "sample_frames": 17,
+        "patch_size": 2, "temporal_compression_ratio": 4, "max_text_seq_length": 16,
+        "use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True, "cross_attn_interval": 1,
+        "is_train_face": True, "cross_attn_dim_head": 8, "cross_attn_num_heads": 2, "LFE_id_dim": 24,
+        "LFE_vit_dim": 16, "LFE_depth": 5, "LFE_dim_head": 8, "LFE_num_heads": 2, "LFE_num_id_token": 1,
+        "LFE_num_querie": 2, "LFE_output_dim": 21, "LFE_ff_mult": 1, "LFE_num_scale": 5,
+    }  # fmt: skip
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2,
+    )  # fmt: skip
+    return ConsisIDPipeline(
+        tokenizer=words,
+        text_encoder=T5EncoderModel(text).eval(),
+        vae=vae.eval(),
+        transformer=ConsisIDTransformer3DModel(**(network | transformer_options)).eval(),
+        scheduler=CogVideoXDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
+    )
+
+
+def consisid_features(seed: int = 1) -> dict[str, torch.Tensor]:
+    """What a features file of the tiny ConsisID holds."""
+    draw = torch.Generator().manual_seed(seed)
+    hidden = {f"id_vit_hidden.{index}": torch.randn(1, 5, 16, generator=draw) for index in range(5)}
+    picture = torch.randint(0, 256, (3, 40, 40), generator=draw, dtype=torch.uint8)
+    return {"id_cond": torch.randn(1, 24, generator=draw), "picture": picture, **hidden}
