@@ -20,9 +20,19 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from facelock.assets import asset_dir
+from facelock.blueprint.options import check_options
 from facelock.errors import ConfigError
 from facelock.mistakes import did_you_mean, sentence
 
@@ -70,13 +80,20 @@ class BlueprintRecipe(_Part):
     guidance_scale: float = Field(ge=0, le=50)
     flow_shift: float | None = Field(default=None, gt=0)
     """Replaces the checkpoint's own."""
-    context_noise: float = Field(default=0.0, ge=0, le=0.06)
-    """Share of noise mixed into the locked past, which smooths long clips."""
+    context_noise: float = Field(default=0.0, ge=0, le=0.2)
+    """Share of noise mixed into the locked past, which smooths long clips: SkyReels takes up to 0.06, Helios 0.2."""
     anchor: Share = 0.0
     """Share of the first chunk's locked tail in every later context. The lock keeps the face; this keeps the scene
     around it, head and hair included, from drifting by the same rule: one fixed reference."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     negative_prompt: str = ""
+    options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    """What this kind has of its own (:mod:`facelock.blueprint.options`)."""
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _of_the_kind(cls, given: Any, info: ValidationInfo) -> dict[str, Any]:
+        return check_options(str(info.data.get("kind")), given)
 
     @model_validator(mode="after")
     def _context_fits(self) -> BlueprintRecipe:
@@ -97,6 +114,8 @@ class FacesRecipe(_Part):
     """The face pack inside the loop: detector and recogniser."""
 
     kind: str = "onnx_pack"
+    """``onnx_pack``: an SCRFD and an ArcFace file; ``pack``: also YuNet, SFace and the folders of insightface, each
+    file for what it is found to be (:mod:`facelock.perception`)."""
     detector: Model
     encoder: Model
     detection_size: int = Field(default=640, ge=32, le=4096)
@@ -171,6 +190,10 @@ class Recipe(_Part):
     purpose: str = ""
     vocabulary: Literal["miniature"] | None = None
     """The bounded world of words the backbone knows; None: free text."""
+    licence: str = ""
+    """Of the strictest of its weights, for people to read; `--commercial` goes by the catalog."""
+    vram_gib: float | None = Field(default=None, gt=0, le=1024)
+    """GiB of GPU memory that its weights take by their count, without a plan that moves them; for people to read."""
     target: Share = 0.99
     """Share of readable frames that must match the identity."""
     blueprint: BlueprintRecipe
