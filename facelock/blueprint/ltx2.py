@@ -48,6 +48,7 @@ from transformers import Gemma3ForConditionalGeneration
 
 from facelock.blueprint.checkpoint import Checkpoint, Layout, Place, device_errors, load_checkpoint
 from facelock.blueprint.wan_base import NotFiniteError, clean_text, dtype_of, require
+from facelock.blueprint.x0_edit import guided
 from facelock.errors import ConfigError, FaceLockError, InputError, ModelError
 from facelock.protocols import Guide
 from facelock.types import Identity, Sound
@@ -224,7 +225,7 @@ class LTX2:
         pipe, height, width = self._pipe, *self.size
         pipe.scheduler, pipe.audio_scheduler = (copy.deepcopy(self._scheduler) for _ in range(2))
         if self.guide:
-            self._let_guide(self.guide, pipe.scheduler, 0 if context is None else self._latents(self.context))
+            pipe.scheduler = self._led(self.guide, 0 if context is None else self._latents(self.context))
         past = (
             [] if context is None else [LTX2VideoCondition(context * 255, 0, 1 - self.context_noise, crf=0)]
         )
@@ -256,22 +257,21 @@ class LTX2:
             self.on_step(step + 1, self.steps)
         return state
 
-    def _let_guide(self, guide: Guide, scheduler: Any, known: int) -> None:
-        """Let ``guide`` edit x0 = x - σ·v inside every step of ``scheduler``; ``known`` latents of F are past."""
-        plain, pipe = scheduler.step, self._pipe
+    def _led(self, guide: Guide, known: int) -> Any:
+        """A scheduler whose every step ``guide`` edits; ``known`` latents of F are past."""
+        pipe = self._pipe
         space, patches = pipe.vae_spatial_compression_ratio, (pipe.transformer_spatial_patch_size, 1)
         shape = (self._latents(self._asked()), *(side // space for side in self.size))
         tokens = math.prod(shape) // patches[0] ** 2
 
-        def step(velocity: Tensor, timestep: Tensor, sample: Tensor, **options: Any) -> Any:
-            index = scheduler.step_index or 0
-            sigma = float(scheduler.sigmas[index])
-            x0 = sample - sigma * velocity  # (1, tokens of the frames, then those of references; z)
-            edited = guide(pipe._unpack_latents(x0[:, :tokens], *shape, *patches), sigma, index, known)
-            x0 = torch.cat([pipe._pack_latents(edited, *patches), x0[:, tokens:]], 1)
-            return plain((sample - x0) / max(sigma, 1e-6), timestep, sample, **options)
+        def edit(x0: Tensor, sigma: float, step: int) -> Tensor:
+            """Of (1, tokens of the frames, then those of references; z) the frames'."""
+            seen = guide(pipe._unpack_latents(x0[:, :tokens], *shape, *patches), sigma, step, known)
+            return torch.cat([pipe._pack_latents(seen, *patches), x0[:, tokens:]], 1)
 
-        scheduler.step = step
+        scheduler = guided(type(self._scheduler)).from_config(self._scheduler.config)
+        scheduler.hook = edit
+        return scheduler
 
     def _silence(self) -> Tensor:
         """(1, c, l, m) zeros in place of which the pipeline draws noise: so many that the sound covers the window."""
