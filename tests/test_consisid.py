@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import shutil
@@ -20,6 +21,7 @@ from facelock.blueprint.consisid import ConsisID
 from facelock.blueprint.consisid_features import FeatureFolder, Features
 from facelock.errors import ConfigError, DeviceError, FaceLockError, InputError, ModelError
 from facelock.protocols import Backbone, SpeakingBackbone
+from facelock.recipe import load_recipe
 from facelock.video.writing import count_frames
 
 PROMPT, SIZE = "a woman talks", (32, 48)
@@ -297,3 +299,13 @@ def test_a_transformer_that_knows_no_face_is_refused(tmp_path: Path, known: Path
     tiny_a2.consisid_pipeline(is_train_face=False).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="not told of a face"):
         ConsisID(tmp_path, **SETTINGS, features=known)
+
+
+def test_the_recipe_is_one_clip_of_the_published_size() -> None:
+    recipe = load_recipe("consisid-5b")
+    low = recipe.blueprint
+    assert (low.size, low.window, low.fps) == ((480, 720), 49, 8)
+    assert set(low.options) < set(inspect.signature(ConsisID).parameters)
+    refuse_continuation(low.kind, window=low.window, frames=49, fps=low.fps)
+    with pytest.raises(InputError, match=r"one clip of 6\.1 seconds"):
+        refuse_continuation(low.kind, window=low.window, frames=50, fps=low.fps)

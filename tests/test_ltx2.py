@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
 import shutil
+import tomllib
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +22,7 @@ from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from facelock.assets import asset_dir
 from facelock.blueprint import backbone_class
 from facelock.blueprint.ltx2 import LTX2, framed
 from facelock.errors import (
@@ -30,7 +33,9 @@ from facelock.errors import (
     InterruptedRunError,
     ModelError,
 )
+from facelock.pipeline import Pipeline
 from facelock.protocols import Guide, SpeakingBackbone
+from facelock.recipe import Recipe, load_recipe
 from facelock.video.writing import count_frames, probe
 
 PROMPT = "a woman talks"
@@ -502,3 +507,36 @@ def test_networks_that_do_not_fit_each_other_are_refused(copied: Path, tmp_path:
     tiny_a2.ltx2_transformer(in_channels=16, out_channels=16).save_pretrained(copied / "transformer")
     with pytest.raises(ModelError, match="takes 16 and 8 channels, the autoencoders make 8 and 8"):
         LTX2(copied, **SETTINGS)
+
+
+# ---------------------------------------------------------------------- by a recipe
+
+
+def test_the_recipe_is_what_the_published_checkpoint_can_do() -> None:
+    low = load_recipe("ltx-2").blueprint
+    assert not any(side % 32 for side in low.size)
+    assert low.window % 8 == low.context % 8 == 1
+    assert (low.window - low.context) / low.fps == 4
+    assert set(low.options) < set(inspect.signature(LTX2).parameters)
+
+
+def test_the_published_weights_are_asked_for_by_name(monkeypatch) -> None:
+    monkeypatch.setattr("facelock.assembly.backbone_class", lambda kind: pytest.fail("loaded"))
+    with pytest.raises(ModelError) as caught:
+        Pipeline.from_recipe("ltx-2", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_makes_a_clip_that_speaks(folder: Path, tmp_path: Path) -> None:
+    values = tomllib.loads((asset_dir("pipelines") / "default.toml").read_text())
+    values["blueprint"] = {
+        "kind": "ltx2", "model": str(folder), "size": [64, 64], "fps": 24, "window": 17, "context": 9, "steps": 1,
+        "guidance_scale": 3.0, "anchor": 0.2, "options": {"audio_guidance_scale": 2.0, "reference_strength": 0.5},
+    }  # fmt: skip
+    pipeline = Pipeline.from_recipe(Recipe.model_validate(values), device="cpu")
+    faces = [Path(__file__).parents[1] / "samples" / "faces" / f"{name}.png" for name in ("maria", "tom")]
+    clip = pipeline.generate(PROMPT, faces, seconds=Fraction(26, 24))
+    report = clip.save(tmp_path / "clip.mp4")
+    assert pipeline.parts.backbone.reference_strength == 0.5
+    assert report.frames == count_frames(tmp_path / "clip.mp4") == 26
+    assert probe(tmp_path / "clip.mp4").audio == ("aac",)
