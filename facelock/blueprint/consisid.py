@@ -17,7 +17,6 @@ import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import (
@@ -31,10 +30,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import T5EncoderModel
 
-from facelock.blueprint.checkpoint import Checkpoint, Layout, Place, device_errors, load_checkpoint
+from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
 from facelock.blueprint.consisid_features import FeatureFolder, Features, FeatureSource
-from facelock.blueprint.wan_base import NotFiniteError, clean_text, dtype_of, require
-from facelock.errors import ConfigError, FaceLockError, InputError, ModelError
+from facelock.blueprint.published import decoded, sampler, watched
+from facelock.blueprint.wan_base import clean_text, dtype_of, require
+from facelock.errors import ConfigError, InputError, ModelError
 from facelock.protocols import Guide
 from facelock.types import Identity
 
@@ -50,24 +50,6 @@ LAYOUT = Layout(
     schedulers=(CogVideoXDPMScheduler, CogVideoXDDIMScheduler),
     float32=frozenset(),  # the pipeline encodes the face in the transformer's type
 )
-
-
-class _Sampler(ConsisIDPipeline):
-    """The published pipeline, told where it runs: networks that a memory plan moves about would mislead it."""
-
-    runs_on: torch.device
-
-    @property
-    def _execution_device(self) -> torch.device:
-        return self.runs_on
-
-
-def _sampler(parts: Checkpoint, device: torch.device) -> Any:
-    networks: dict[str, Any] = dict(parts.networks)
-    pipe: Any = _Sampler(scheduler=parts.scheduler, tokenizer=parts.tokenizer, **networks)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.runs_on = device
-    return pipe
 
 
 class ConsisID:
@@ -116,7 +98,7 @@ class ConsisID:
         self.modules: Mapping[str, torch.nn.Module] = parts.networks
         """The loaded networks by name: ``text_encoder``, ``transformer``, ``vae``."""
         self._scheduler = parts.scheduler
-        self._pipe = _sampler(parts, self.device)
+        self._pipe = sampler(ConsisIDPipeline, parts, self.device)
         self._refuse_checkpoint(str(folder))
 
     @property
@@ -145,7 +127,9 @@ class ConsisID:
             )
         face = self._face(references)
         with torch.no_grad(), device_errors(str(self.device)):
-            return self._decode(self._denoise(prompt, face, seed))[: self.window].contiguous()
+            latents = self._denoise(prompt, face, seed)
+            frames = decoded(self._pipe.vae, lambda: self._pipe.decode_latents(latents))
+            return frames[: self.window].contiguous()
 
     def _face(self, references: Sequence[Identity]) -> Features:
         """The features of the one face that can be drawn; the others' come from the lock alone."""
@@ -184,33 +168,9 @@ class ConsisID:
             id_vit_hidden=list(face.hidden),
             max_sequence_length=pipe.transformer.config.max_text_seq_length,
             output_type="latent",
-            callback_on_step_end=self._after_step,
+            callback_on_step_end=watched(self.steps, self.on_step),
         ).frames
         return latents
-
-    def _after_step(self, _: Any, step: int, __: Any, state: dict[str, Any]) -> dict[str, Any]:
-        if not torch.isfinite(state["latents"]).all():
-            raise NotFiniteError(
-                f"The blueprint's latents are not finite after denoising step {step + 1} of {self.steps}. "
-                "Try another seed or a higher precision."
-            )
-        if self.on_step:
-            self.on_step(step + 1, self.steps)
-        return state
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        """(1, F, z, h, w) → (T, 3, H, W) in [0, 1] on the CPU."""
-        try:
-            video = self._pipe.decode_latents(latents)
-        except torch.OutOfMemoryError:
-            logger.warning("Memory is short: the VAE goes on in tiles, which may show faint seams.")
-            torch.cuda.empty_cache()
-            self._pipe.vae.enable_tiling()
-            video = self._pipe.decode_latents(latents)
-        if not torch.isfinite(video).all():
-            raise FaceLockError("The blueprint's VAE gave values that are not finite. Try another seed.")
-        frames: Tensor = (video[0].transpose(0, 1).float() / 2 + 0.5).clamp(0, 1).cpu()
-        return frames
 
     def _latents(self) -> int:
         """Latents that hold the window: an odd number, since of an even one the VAE makes 4 frames of each.

@@ -46,8 +46,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Gemma3ForConditionalGeneration
 
-from facelock.blueprint.checkpoint import Checkpoint, Layout, Place, device_errors, load_checkpoint
-from facelock.blueprint.wan_base import NotFiniteError, clean_text, dtype_of, require
+from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
+from facelock.blueprint.published import decoded, sampler, watched
+from facelock.blueprint.wan_base import clean_text, dtype_of, require
 from facelock.blueprint.x0_edit import guided
 from facelock.errors import ConfigError, FaceLockError, InputError, ModelError
 from facelock.protocols import Guide
@@ -89,25 +90,6 @@ LAYOUT = Layout(
     schedulers=(FlowMatchEulerDiscreteScheduler,),
     float32=frozenset({"audio_vae", "vocoder"}),
 )
-
-
-class _Sampler(LTX2InContextPipeline):
-    """The published pipeline, told where it runs: networks that a memory plan moves about would mislead it."""
-
-    runs_on: torch.device
-
-    @property
-    def _execution_device(self) -> torch.device:
-        return self.runs_on
-
-
-def _sampler(parts: Checkpoint, device: torch.device) -> Any:
-    """The pipeline over the checkpoint's parts, which says nothing."""
-    networks: dict[str, Any] = dict(parts.networks)
-    pipe: Any = _Sampler(scheduler=parts.scheduler, tokenizer=parts.tokenizer, **networks)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.runs_on = device
-    return pipe
 
 
 class LTX2:
@@ -172,7 +154,7 @@ class LTX2:
         self.modules: Mapping[str, torch.nn.Module] = parts.networks
         """The loaded networks by name: ``text_encoder``, ``connectors``, ``transformer``, ``vae``, ..."""
         self._scheduler = parts.scheduler
-        self._pipe = _sampler(parts, self.device)
+        self._pipe = sampler(LTX2InContextPipeline, parts, self.device)
         self._refuse_checkpoint(str(folder))
         self.sample_rate = int(self._pipe.vocoder.config.output_sampling_rate)
         """Samples per second of its sound."""
@@ -241,21 +223,11 @@ class LTX2:
             audio_latents=self._silence(),
             use_cross_timestep=bool(pipe.transformer.prompt_modulation),  # LTX-2.3's, which LTX-2.0 has not
             output_type="latent",
-            callback_on_step_end=self._after_step,
+            callback_on_step_end=watched(self.steps, self.on_step),
             **self._texts(prompt),
             **self._scales,
         )
         return made.frames, made.audio
-
-    def _after_step(self, _: Any, step: int, __: Any, state: dict[str, Any]) -> dict[str, Any]:
-        if not torch.isfinite(state["latents"]).all():
-            raise NotFiniteError(
-                f"The blueprint's latents are not finite after denoising step {step + 1} of {self.steps}. "
-                "Try another seed or a higher precision."
-            )
-        if self.on_step:
-            self.on_step(step + 1, self.steps)
-        return state
 
     def _led(self, guide: Guide, known: int) -> Any:
         """A scheduler whose every step ``guide`` edits; ``known`` latents of F are past."""
@@ -340,17 +312,7 @@ class LTX2:
             if vae.config.timestep_conditioning
             else None
         )
-        try:
-            video = vae.decode(latents, level, return_dict=False)[0]
-        except torch.OutOfMemoryError:
-            logger.warning("Memory is short: the VAE goes on in tiles, which may show faint seams.")
-            torch.cuda.empty_cache()
-            vae.enable_tiling()
-            vae.use_framewise_decoding = True
-            video = vae.decode(latents, level, return_dict=False)[0]
-        if not torch.isfinite(video).all():
-            raise FaceLockError("The blueprint's VAE gave values that are not finite. Try another seed.")
-        return (video[0].transpose(0, 1).float() / 2 + 0.5).clamp(0, 1).cpu()
+        return decoded(vae, lambda: vae.decode(latents, level, return_dict=False)[0])
 
     def _voice(self, latents: Tensor) -> Tensor:
         """Sound latents (1, c, l, m) → the whole window's (C, n) float32 in [-1, 1] on the CPU."""
