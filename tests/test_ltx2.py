@@ -166,7 +166,7 @@ def test_variants_equal_the_published_pipeline(
 # ---------------------------------------------------------------------- lengths
 
 
-@pytest.mark.parametrize(("window", "fps"), [(17, 24), (20, 24), (24, 25), (17, 30), (33, 8)])
+@pytest.mark.parametrize(("window", "fps"), [(20, 24), (17, 30), (33, 8)])
 def test_frames_and_sound_are_exactly_as_long_as_asked(folder: Path, window: int, fps: float) -> None:
     backbone = LTX2(folder, **(SETTINGS | {"window": window, "fps": fps, "steps": 1}))
     frames, sound = backbone.extend_with_sound(PROMPT, None, seed=1)

@@ -191,7 +191,7 @@ class LTX2:
         """
         self._check_context(context)
         known = 0 if context is None else self.context
-        if self.guide:
+        if self.guide is not None:
             self.guide.begin(references)
         with torch.no_grad(), device_errors(str(self.device)):
             latents, heard = self._denoise(prompt, context, seed, self._pictures(references))
@@ -206,7 +206,7 @@ class LTX2:
         """Clean latents of one window: (1, z, F, h, w) of the pictures, (1, c, l, m) of the sound."""
         pipe, height, width = self._pipe, *self.size
         pipe.scheduler, pipe.audio_scheduler = (copy.deepcopy(self._scheduler) for _ in range(2))
-        if self.guide:
+        if self.guide is not None:
             pipe.scheduler = self._led(self.guide, 0 if context is None else self._latents(self.context))
         past = (
             [] if context is None else [LTX2VideoCondition(context * 255, 0, 1 - self.context_noise, crf=0)]
@@ -232,14 +232,14 @@ class LTX2:
     def _led(self, guide: Guide, known: int) -> Any:
         """A scheduler whose every step ``guide`` edits; ``known`` latents of F are past."""
         pipe = self._pipe
-        space, patches = pipe.vae_spatial_compression_ratio, (pipe.transformer_spatial_patch_size, 1)
+        space = pipe.vae_spatial_compression_ratio
         shape = (self._latents(self._asked()), *(side // space for side in self.size))
-        tokens = math.prod(shape) // patches[0] ** 2
+        tokens = math.prod(shape)
 
         def edit(x0: Tensor, sigma: float, step: int) -> Tensor:
             """Of (1, tokens of the frames, then those of references; z) the frames'."""
-            seen = guide(pipe._unpack_latents(x0[:, :tokens], *shape, *patches), sigma, step, known)
-            return torch.cat([pipe._pack_latents(seen, *patches), x0[:, tokens:]], 1)
+            seen = guide(pipe._unpack_latents(x0[:, :tokens], *shape), sigma, step, known)
+            return torch.cat([pipe._pack_latents(seen), x0[:, tokens:]], 1)
 
         scheduler = guided(type(self._scheduler)).from_config(self._scheduler.config)
         scheduler.hook = edit
@@ -355,6 +355,8 @@ class LTX2:
         pipe, network = self._pipe, self._pipe.transformer.config
         sound = pipe.audio_vae.config
         bands = sound.latent_channels * sound.mel_bins // pipe.audio_vae_mel_compression_ratio
+        if network.patch_size != 1 or network.patch_size_t != 1:
+            raise ModelError(f"{folder}: its transformer joins latents to patches. Use an LTX-2 model, not LTX-Video.")
         if (network.in_channels, network.audio_in_channels) != (pipe.vae.config.latent_channels, bands):
             raise ModelError(
                 f"{folder}: the transformer takes {network.in_channels} and {network.audio_in_channels} channels, the "
@@ -362,7 +364,7 @@ class LTX2:
             )
         time = pipe.vae_temporal_compression_ratio
         require(self.context % time == 1 % time, f"context = {self.context}", f"n * {time} + 1 frames")
-        step = pipe.vae_spatial_compression_ratio * network.patch_size
+        step = pipe.vae_spatial_compression_ratio
         whole = min(self.size) > 0 and not any(side % step for side in self.size)
         require(whole, f"size = {self.size}", f"n * {step}")
         block, depth = self._scales["spatio_temporal_guidance_blocks"], network.num_layers
@@ -376,10 +378,8 @@ def framed(crop: Tensor, size: tuple[int, int]) -> Tensor:
     """A square picture (3, S, S) in the middle of a grey one of ``size`` (height, width), as large as it fits."""
     height, width = size
     side = min(size)
-    inner = functional.interpolate(crop[None].float(), (side, side), mode="bicubic", antialias=True).clamp(
-        0, 1
-    )[0]
+    inner = functional.interpolate(crop[None].float(), (side, side), mode="bicubic", antialias=True)[0]
     picture = torch.full((3, height, width), GREY)
     top, left = (height - side) // 2, (width - side) // 2
-    picture[:, top : top + side, left : left + side] = inner.cpu()
+    picture[:, top : top + side, left : left + side] = inner.clamp(0, 1).cpu()
     return picture

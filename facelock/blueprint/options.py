@@ -39,8 +39,8 @@ class WanVaceOptions(Options):
 class LTX2Options(Options):
     """Of :class:`facelock.blueprint.ltx2.LTX2`."""
 
-    audio_guidance_scale: float = Field(default=7.0, ge=0, le=50)
-    """Guidance of the sound, as ``guidance_scale`` is of the pictures."""
+    audio_guidance_scale: float = Field(default=7.0, ge=1, le=50)
+    """Guidance of the sound, as ``guidance_scale`` is of the pictures; 1: none."""
     modality_scale: float = Field(default=1.0, ge=1, le=10)
     """How far pictures and sound move away from what each would be without the other; costs a pass per step."""
     guidance_rescale: float = Field(default=0.0, ge=0, le=1)
