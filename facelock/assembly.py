@@ -21,7 +21,7 @@ from typing import Any
 
 from facelock.alignment import aligner_class
 from facelock.blueprint import backbone_class
-from facelock.closed_loop import Locker, RestoreLoop
+from facelock.closed_loop import Locker
 from facelock.faces import load_pack
 from facelock.identity import identity_from_picture
 from facelock.identity.storage import is_face_file, stored_identity
@@ -30,11 +30,15 @@ from facelock.perception import Perception, pack_member, pack_of
 from facelock.protocols import Backbone, FacePack, Upscaler
 from facelock.recipe import AcceptRecipe, FacesRecipe, JudgeRecipe, Recipe, model_names
 from facelock.restoration import restorer_class, upscaler_class
-from facelock.runtime import resolve_device
+from facelock.restore_loop import RestoreLoop
+from facelock.runtime import resolve_device, resolve_dtype
 from facelock.types import Identity, Thresholds
-from facelock.weights import digest, locate, require_commercial
+from facelock.weights import digest, encoder_id, locate, require_commercial
 
 logger = logging.getLogger(__name__)
+
+PICKLED = {"lock.faceid.adapter", "restore.faceid.adapter", "restore.upscaler", "restore.restorer"}
+"""Roles whose published files are pickles; they are read with ``weights_only``."""
 
 
 def _digest(path: Path) -> str:
@@ -73,17 +77,24 @@ class Assembly:
         """Find every model and check its digest.
 
         ``commercial`` refuses weights whose licence does not allow commercial use, or is not known. ``perception``
-        takes the place of the recipe's face packs. Raises ``ConfigError`` for a refused weight, ``DeviceError``,
-        ``ModelError``.
+        takes the place of the recipe's face packs. Raises ``ConfigError`` for a refused weight or a precision that
+        the device cannot work in, ``DeviceError``, ``ModelError``.
         """
         self.recipe = recipe
         self._device = resolve_device(device)
+        resolve_dtype(recipe.blueprint.precision, self._device)
         self._perception = perception
         names = model_names(recipe)
         if commercial:
             require_commercial(names.values())
-        self._paths = {role: locate(name) for role, name in names.items()}
+        self._paths = {role: locate(name, pickled=role in PICKLED) for role, name in names.items()}
         self._paths |= _pack_files(recipe, self._paths)
+        for part in ("lock", "restore"):
+            if getattr(recipe, part).faceid and not perception:  # now, not after the blueprint's first chunk
+                from facelock.portrait.adapter import require_encoder
+
+                found = encoder_id(names["faces.encoder"], self._paths["faces.encoder"])
+                require_encoder(found, self._trained_with(part))
 
     @property
     def device(self) -> str:
@@ -150,17 +161,56 @@ class Assembly:
     def locker(self) -> Locker:
         """Stage 2."""
         settings = self.recipe.lock
-        aligner = aligner_class(settings.kind)(
-            self._paths["lock.model"], encoder=self.pack.encoder.id, batch=settings.batch, device=self._device
+        kind: Any = aligner_class(settings.kind)
+        aligner = kind(
+            self._paths["lock.model"],
+            encoder=self.pack.encoder.id,
+            batch=settings.batch,
+            device=self._device,
+            **self._faceid("lock"),
         )
         return Locker(self.pack, aligner, ladder=settings.ladder, target=settings.target)
+
+    def _trained_with(self, part: str) -> str | None:
+        """First 12 hex of the digest of the recogniser that the FaceID adapter was trained with, where it is named."""
+        own = self._paths.get(f"{part}.faceid.encoder")
+        return digest(own)[:12] if own else None
+
+    def _faceid(self, part: str) -> dict[str, Any]:
+        """What ``faceid`` takes besides as the aligner (``lock``) or the restorer (``restore``); nothing for others."""
+        settings = getattr(self.recipe, part).faceid
+        if settings is None:
+            return {}
+        from facelock.portrait import PortraitSettings
+
+        own = {"start": settings.start} if part == "lock" else {"strength": settings.strength}
+        return {
+            "adapter": self._paths[f"{part}.faceid.adapter"],
+            "trained_with": self._trained_with(part),
+            "settings": PortraitSettings(**settings.settings),
+            **own,
+        }
+
+    def _shared_portrait(self) -> dict[str, Any]:
+        """The lock's diffusion for the restorer, where both would load the same: it is then loaded once."""
+        lock, restore = self.recipe.lock.faceid, self.recipe.restore.faceid
+        if not lock or not restore or lock.settings != restore.settings:
+            return {}
+        pairs = (("lock.model", "restore.restorer"), ("lock.faceid.adapter", "restore.faceid.adapter"))
+        same = all(self._paths[a] == self._paths[b] for a, b in pairs)
+        aligner: Any = self.locker.aligner
+        return {"core": aligner.core} if same else {}
 
     @cached_property
     def upscaler(self) -> Upscaler:
         """Stage 3's first half."""
         settings = self.recipe.restore
         return upscaler_class(settings.upscaler_kind)(
-            self._paths["restore.upscaler"], scale=settings.scale, batch=settings.batch, device=self._device
+            self._paths["restore.upscaler"],
+            scale=settings.scale,
+            batch=settings.batch,
+            device=self._device,
+            **settings.upscaler_options(),
         )
 
     @cached_property
@@ -173,20 +223,18 @@ class Assembly:
                 encoder=self.pack.encoder.id,
                 batch=settings.batch,
                 device=self._device,
+                **settings.restorer_options(),
+                **self._faceid("restore"),
+                **self._shared_portrait(),
             )
-        return RestoreLoop(
-            self.pack,
-            self.upscaler,
-            restorer,
-            ladder=settings.ladder,
-            target=settings.target,
-            consistency=settings.consistency,
-        )
+        return RestoreLoop(self.pack, self.upscaler, restorer, **settings.loop_options())
 
     @cached_property
     def backbone(self) -> Backbone:
         """Stage 1."""
         settings = self.recipe.blueprint
+        several = settings.regions > 1
+        regions = {"regions": settings.regions, "region_width": settings.region_width} if several else {}
         logger.info("loading the blueprint %s on %s", settings.model, self.device)
         return backbone_class(settings.kind)(
             self._paths["blueprint.model"],
@@ -199,6 +247,7 @@ class Assembly:
             flow_shift=settings.flow_shift,
             negative_prompt=settings.negative_prompt,
             context_noise=settings.context_noise,
+            **regions,
             device=self._device,
             precision=settings.precision,
             **settings.options,

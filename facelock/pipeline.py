@@ -27,11 +27,11 @@ from facelock.blueprint import refuse_continuation
 from facelock.errors import InputError
 from facelock.identity import embedding_of
 from facelock.identity.consent import remark_unknown, require_consent
-from facelock.job import Job, Span, check_size, plan_chunks
+from facelock.job import Job, Size, Span, check_size, plan_chunks
 from facelock.journal import Resume, Tail
 from facelock.parts import Parts
 from facelock.protocols import Progress
-from facelock.recipe import Recipe, load_recipe, vocabulary_warnings
+from facelock.recipe import Recipe, backbone_prompt, crowd_warnings, load_recipe, vocabulary_warnings
 from facelock.runtime import derive_seed
 from facelock.sound import extended, fitted
 from facelock.steps import Steps
@@ -113,15 +113,14 @@ class Pipeline:
         *,
         seconds: float,
         seed: int = 0,
-        size: int | tuple[int, int] | None = None,
+        size: Size | None = None,
         lock: bool = True,
         restore: bool = True,
         faces: Sequence[int | None] = (),
         progress: Progress | None = None,
     ) -> Clip:
         """Describe a clip; nothing is made until it is iterated or saved. See :func:`facelock.generate`."""
-        shape = (size, size) if isinstance(size, int) else size
-        job = Job(prompt, seconds, seed, shape, lock, restore)
+        job = Job(prompt, seconds, seed, size, lock, restore)
         return self.clip(job, identity, faces=faces, progress=progress)
 
     def clip(
@@ -136,12 +135,16 @@ class Pipeline:
         from facelock.clip import Clip
 
         job.check()
-        check_size(job.size, self.recipe.native_size)
+        if job.size is not None:
+            job = replace(job, size=check_size(job.size, self.recipe.native_size))
         low, frames = self.recipe.blueprint, job.frame_count(self.fps)
         refuse_continuation(low.kind, window=low.window, frames=frames, fps=self.fps)
         for sentence in vocabulary_warnings(self.recipe, job.prompt):
             logger.warning("%s", sentence)
-        return Clip(self, job, self.identities(identity, faces), progress)
+        cast = self.identities(identity, faces)
+        for sentence in crowd_warnings(self.recipe, len(cast)):
+            logger.warning("%s", sentence)
+        return Clip(self, job, cast, progress)
 
     def run(
         self,
@@ -159,14 +162,14 @@ class Pipeline:
         resume = resume or Resume()
         parts, tail, frames = self.parts, resume.tail, job.frame_count(self.fps)
         size = check_size(job.size, self.recipe.native_size)
-        backbone = parts.backbone
+        backbone, prompt = parts.backbone, backbone_prompt(self.recipe, job.prompt)
         plan = plan_chunks(frames, first=backbone.first_chunk, chunk=backbone.chunk)
         for span in plan[resume.chunks :]:
             step = Steps(span, frames, progress)
             context = _anchored(tail, self.recipe.blueprint.anchor) if tail else None
             seed = derive_seed(job.seed, span.index, "blueprint")
             extend = extended(backbone)
-            raw, sound = step("blueprint", extend, job.prompt, context, seed=seed, references=identities)
+            raw, sound = step("blueprint", extend, prompt, context, seed=seed, references=identities)
             raw = raw[: span.length]
             sound = fitted(sound, start=span.start, frames=span.length, fps=self.fps)
             lock = parts.locker.lock if job.lock else _untouched
@@ -188,7 +191,7 @@ class Pipeline:
             final, records = self.parts.restorer.restore(locked, identities, start=span.start)
         else:
             final, records = self.parts.upscaler.upscale(locked), ()
-        return resize(final, size), records
+        return fit(final, size), records
 
     def _judge(
         self,
@@ -206,8 +209,8 @@ class Pipeline:
         records = ChunkRecords(start, span.length, ledger=rows, thumbnails=faces)
         if not job.lock:
             return records
-        before = resize(self.parts.upscaler.upscale(tail.raw), size)[0] if tail else None
-        plain = resize(self.parts.upscaler.upscale(raw), size)
+        before = fit(self.parts.upscaler.upscale(tail.raw), size)[0] if tail else None
+        plain = fit(self.parts.upscaler.upscale(raw), size)
         rows = tuple(judge.measure(plain, identities, start=start, before=before))
         faces = judge.thumbnails(plain, rows, start=start, at=set(faces))
         return replace(records, ledger_unlocked=rows, thumbnails_unlocked=faces)
@@ -231,6 +234,15 @@ def resize(frames: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tens
     if tuple(frames.shape[-2:]) == tuple(size):
         return frames
     return functional.interpolate(frames, size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
+
+
+def fit(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """:func:`resize` without distortion: what ``size`` of another shape has no room for is cut away on both sides."""
+    height, width = frames.shape[-2:]
+    scale = max(size[0] / height, size[1] / width)
+    rows, columns = min(height, round(size[0] / scale)), min(width, round(size[1] / scale))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return resize(frames[..., top : top + rows, left : left + columns], size)
 
 
 def _anchored(tail: Tail, share: float) -> Tensor:

@@ -60,6 +60,10 @@ class Aligner(Protocol):
 
     One whose crops keep their bits where nothing was to be done may say so with an attribute ``only_changes = True``:
     then only what differs is pasted, and the rest of the face's square keeps the frame's own pixels.
+
+    ``strength`` is how far the closed loop has moved the embedding already: the reference's own at 1, beyond it above.
+    An aligner whose strengths mean something else (a share of noise in [0, 1], say) says so with an attribute
+    ``takes_strength = True``: it then gets the reference's plain embedding on every rung, and the ladder's number.
     """
 
     crop: CropSpec

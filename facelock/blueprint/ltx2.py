@@ -356,7 +356,9 @@ class LTX2:
         sound = pipe.audio_vae.config
         bands = sound.latent_channels * sound.mel_bins // pipe.audio_vae_mel_compression_ratio
         if network.patch_size != 1 or network.patch_size_t != 1:
-            raise ModelError(f"{folder}: its transformer joins latents to patches. Use an LTX-2 model, not LTX-Video.")
+            raise ModelError(
+                f"{folder}: its transformer joins latents to patches. Use an LTX-2 model, not LTX-Video."
+            )
         if (network.in_channels, network.audio_in_channels) != (pipe.vae.config.latent_channels, bands):
             raise ModelError(
                 f"{folder}: the transformer takes {network.in_channels} and {network.audio_in_channels} channels, the "

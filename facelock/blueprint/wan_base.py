@@ -147,7 +147,7 @@ class WanBackbone:
             self.guide.begin(references)
         with torch.no_grad(), device_errors(str(self.device)):
             past = self._condition(context, references)
-            latents = self._sample(self._embed(prompt), past, seed)
+            latents = self._sample(self._texts(prompt), past, seed)
             frames = self._decode(latents)
         return self._new(frames, context).contiguous()
 
@@ -168,7 +168,11 @@ class WanBackbone:
         """What the past and the references become for the transformer: the past's latents, if there is one."""
         return None if context is None else self._encode(context)
 
-    def _denoise(self, texts: Tensor, past: Any, seed: int) -> Tensor:
+    def _texts(self, prompt: str) -> Any:
+        """What :meth:`_denoise` needs of the prompt: its text states."""
+        return self._embed(prompt)
+
+    def _denoise(self, texts: Any, past: Any, seed: int) -> Tensor:
         """Clean latents of one window, (1, z, F, h, w) float32; ``past`` is what :meth:`_condition` returned."""
         raise NotImplementedError
 
@@ -193,7 +197,7 @@ class WanBackbone:
 
     # ------------------------------------------------------------------ denoising
 
-    def _sample(self, texts: Tensor, past: Any, seed: int) -> Tensor:
+    def _sample(self, texts: Any, past: Any, seed: int) -> Tensor:
         """Denoise one window; when a step is not finite, once more in float32."""
         try:
             return self._denoise(texts, past, seed)
