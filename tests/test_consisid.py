@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import shutil
 from pathlib import Path
 
+import published_sizes
 import pytest
 import tiny_a2
 import torch
 import toys
-from diffusers import ConsisIDPipeline
+from diffusers import AutoencoderKLCogVideoX, ConsisIDPipeline, ConsisIDTransformer3DModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from facelock.blueprint import backbone_class, refuse_continuation
+from facelock.blueprint.checkpoint import Checkpoint
 from facelock.blueprint.consisid import ConsisID
 from facelock.blueprint.consisid_features import FeatureFolder, Features
 from facelock.errors import ConfigError, DeviceError, FaceLockError, InputError, ModelError
@@ -303,11 +304,27 @@ def test_a_transformer_that_knows_no_face_is_refused(tmp_path: Path, known: Path
         ConsisID(tmp_path, **SETTINGS, features=known)
 
 
-def test_the_recipe_is_one_clip_of_the_published_size() -> None:
-    recipe = load_recipe("consisid-5b")
-    low = recipe.blueprint
-    assert (low.size, low.window, low.fps) == ((480, 720), 49, 8)
-    assert set(low.options) < set(inspect.signature(ConsisID).parameters)
+def test_the_recipe_fits_the_published_configuration(known: Path, monkeypatch) -> None:
+    """The published networks without their weights stand in for the checkpoint, but for the text encoder."""
+    with torch.device("meta"):
+        networks = {
+            "transformer": ConsisIDTransformer3DModel(**published_sizes.CONSISID),
+            "vae": AutoencoderKLCogVideoX(
+                down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4
+            ),
+        }
+    words = tiny_a2.t5_tokenizer()
+    networks["text_encoder"] = tiny_a2.consisid_pipeline().text_encoder
+    found = Checkpoint(networks, {"tokenizer": words}, tiny_a2.CogVideoXDPMScheduler(), {})
+    monkeypatch.setattr("facelock.blueprint.consisid.load_checkpoint", lambda *_, **__: found)
+    low = load_recipe("consisid-5b").blueprint
+    backbone = ConsisID(
+        "anywhere", size=low.size, fps=float(low.fps), window=low.window, context=low.context, steps=low.steps,
+        guidance_scale=low.guidance_scale, precision=low.precision, flow_shift=low.flow_shift,
+        **(low.options | {"features": known}),
+    )  # fmt: skip
+    assert backbone.first_chunk == 49
+    assert backbone._latents() == 13
     refuse_continuation(low.kind, window=low.window, frames=49, fps=low.fps)
     with pytest.raises(InputError, match=r"one clip of 6\.1 seconds"):
         refuse_continuation(low.kind, window=low.window, frames=50, fps=low.fps)

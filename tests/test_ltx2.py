@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import math
@@ -17,13 +16,21 @@ import pytest
 import tiny_a2
 import torch
 import toys
-from diffusers import LTX2ConditionPipeline
+from diffusers import (
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
+    LTX2ConditionPipeline,
+    LTX2VideoTransformer3DModel,
+)
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from diffusers.pipelines.ltx2.pipeline_ltx2_condition import LTX2VideoCondition
+from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from facelock.assets import asset_dir
 from facelock.blueprint import backbone_class
+from facelock.blueprint.checkpoint import Checkpoint
 from facelock.blueprint.ltx2 import LTX2, framed
 from facelock.errors import (
     ConfigError,
@@ -511,12 +518,27 @@ def test_networks_that_do_not_fit_each_other_are_refused(copied: Path, tmp_path:
 # ---------------------------------------------------------------------- by a recipe
 
 
-def test_the_recipe_is_what_the_published_checkpoint_can_do() -> None:
+def test_the_recipe_fits_the_published_configuration(folder: Path, monkeypatch) -> None:
+    """The published networks without their weights stand in for the checkpoint, but for the text encoder."""
+    with torch.device("meta"):
+        networks = {
+            "connectors": LTX2TextConnectors(), "transformer": LTX2VideoTransformer3DModel(),
+            "vae": AutoencoderKLLTX2Video(spatial_compression_ratio=32, temporal_compression_ratio=8),
+            "audio_vae": AutoencoderKLLTX2Audio(), "vocoder": LTX2Vocoder(),
+        }  # fmt: skip
+    words = tiny_a2.gemma_tokenizer()
+    networks["text_encoder"] = tiny_a2.gemma(len(words))
+    found = Checkpoint(networks, {"tokenizer": words}, tiny_a2.FlowMatchEulerDiscreteScheduler(), {})
+    monkeypatch.setattr("facelock.blueprint.ltx2.load_checkpoint", lambda *_, **__: found)
     low = load_recipe("ltx-2").blueprint
-    assert not any(side % 32 for side in low.size)
-    assert low.window % 8 == low.context % 8 == 1
-    assert (low.window - low.context) / low.fps == 4
-    assert set(low.options) < set(inspect.signature(LTX2).parameters)
+    backbone = LTX2(
+        "anywhere", size=low.size, fps=float(low.fps), window=low.window, context=low.context, steps=low.steps,
+        guidance_scale=low.guidance_scale, precision=low.precision, flow_shift=low.flow_shift, **low.options,
+    )  # fmt: skip
+    assert (backbone.first_chunk, backbone.chunk, backbone.sample_rate) == (121, 96, 24_000)
+    assert backbone._latents(low.window) == 16
+    assert backbone._asked() == 121
+    assert backbone._silence().shape == (1, 8, 127, 16)  # 126 latents end 31 ms before the pictures
 
 
 def test_the_published_weights_are_asked_for_by_name(monkeypatch) -> None:

@@ -248,7 +248,7 @@ class LTX2:
     def _silence(self) -> Tensor:
         """(1, c, l, m) zeros in place of which the pipeline draws noise: so many that the sound covers the window."""
         config = self._pipe.audio_vae.config
-        mels = math.ceil((self.window + 1) / self.fps * config.sample_rate / config.mel_hop_length)
+        mels = math.floor(self.window / self.fps * config.sample_rate / config.mel_hop_length) + 1
         ratio = self._pipe.audio_vae_temporal_compression_ratio
         length = math.ceil((mels + ratio - 1) / ratio)  # the causal decoder leaves ratio - 1 mel frames out
         bins = config.mel_bins // self._pipe.audio_vae_mel_compression_ratio
