@@ -150,5 +150,5 @@ def test_options_and_remarks_are_strict(tmp_path, before, after, words):
 
 def test_regions_are_for_one_kind(tmp_path):
     text = VACE.replace('kind = "wan_vace"', 'kind = "wan_vace"\nregions = 2', 1)
-    with pytest.raises(ConfigError, match="regions .2. are for the kind skyreels_v2, not for wan_vace"):
+    with pytest.raises(ConfigError, match=r"regions .2. are for the kind skyreels_v2, not for wan_vace"):
         load_recipe(write(tmp_path, text))
