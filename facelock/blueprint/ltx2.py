@@ -141,13 +141,11 @@ class LTX2:
         self.negative_prompt, self.context_noise = negative_prompt, context_noise
         self.on_step, self.guide, self.reference_strength = on_step, guide, reference_strength
         self.device = torch.device(device)
-        self._scales: dict[str, Any] = {
-            "guidance_scale": guidance_scale, "audio_guidance_scale": audio_guidance_scale,
-            "modality_scale": modality_scale, "audio_modality_scale": modality_scale,
-            "stg_scale": stg_scale, "audio_stg_scale": stg_scale,
-            "guidance_rescale": guidance_rescale, "audio_guidance_rescale": guidance_rescale,
-            "spatio_temporal_guidance_blocks": [stg_block] if stg_scale else None,
-        }  # fmt: skip
+        self._scales = _for_both(
+            modality_scale=modality_scale, guidance_rescale=guidance_rescale, stg_scale=stg_scale
+        )
+        self._scales |= {"guidance_scale": guidance_scale, "audio_guidance_scale": audio_guidance_scale}
+        self._scales["spatio_temporal_guidance_blocks"] = [stg_block] if stg_scale else None
         self._refuse_settings(flow_shift)
         dtype = dtype_of(precision, self.device)
         parts = load_checkpoint(Path(folder), LAYOUT, device=self.device, dtype=dtype, place=place)
@@ -374,6 +372,11 @@ class LTX2:
             raise ConfigError(f"{folder} has no attention to skip. Give stg_scale = 0 in the recipe.")
         if block:
             require(0 <= block[0] < depth, f"stg_block = {block[0]}", f"0 to {depth - 1}")
+
+
+def _for_both(**settings: Any) -> dict[str, Any]:
+    """The pipeline's keywords for the same settings of pictures and of sound."""
+    return settings | {f"audio_{name}": value for name, value in settings.items()}
 
 
 def framed(crop: Tensor, size: tuple[int, int]) -> Tensor:
