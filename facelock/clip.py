@@ -23,7 +23,7 @@ from facelock.protocols import Progress
 from facelock.report import Report, build_report, write_report
 from facelock.runtime import require_space
 from facelock.types import Chunk, Identity
-from facelock.video.writing import SegmentWriter, check_audio, join_segments
+from facelock.video.writing import SegmentWriter, Soundtrack, check_audio, join_segments
 from facelock.weights import sha256_file
 
 if TYPE_CHECKING:
@@ -121,7 +121,14 @@ class Clip(Making):
         """Join the segments and write the report, inside the journal's folder."""
         chunks, judge = len(self._plan()), self.pipeline.parts.judge
         video, report_json, report_html = journal.prepared()
-        join_segments(journal.segments(chunks), video, fps=self.fps, audio=audio, metadata=self._metadata())
+        join_segments(
+            journal.segments(chunks),
+            video,
+            fps=self.fps,
+            audio=audio,
+            soundtrack=None if audio else _soundtrack(journal, chunks),
+            metadata=self._metadata(),
+        )
         report = build_report(
             journal.records(chunks),
             settings=self._settings(target),
@@ -176,11 +183,12 @@ class Clip(Making):
         }
 
     def _require_space(self, journal: Journal, resume: Resume) -> None:
-        """Segments that are missing, the joined clip, and a fifth on top."""
+        """Segments that are missing with their sound, the joined clip, and a fifth on top."""
         height, width = self.size
         low = self.pipeline.recipe.blueprint
         contexts = 5 * low.context * 3 * low.size[0] * low.size[1] * 4
-        frame = height * width * BYTES_PER_PIXEL + BYTES_PER_FRAME
+        heard = getattr(self.pipeline.parts.backbone, "sample_rate", 0) / self.fps * 2 * 4  # stereo, float32
+        frame = height * width * BYTES_PER_PIXEL + BYTES_PER_FRAME + heard
         missing = 2 * self.frames - self._done(resume)
         require_space(journal.folder, int(1.2 * (missing * frame + contexts)))
 
@@ -201,6 +209,17 @@ def require_target(report: Report, target: float) -> None:
             f"{misses} of the clip's {report.frames} frames do not match the identity, more than a target of "
             f"{target:.1%} allows. {_NEXT[report.kind]}"
         )
+
+
+def _soundtrack(journal: Journal, chunks: int) -> Soundtrack | None:
+    """What the blueprint wrote to be heard, read chunk by chunk; None of a silent one."""
+    from facelock.sound import interleaved, joined
+
+    first = next(journal.sounds(chunks), None)
+    if first is None:
+        return None
+    pieces = (interleaved(piece) for piece in joined(journal.sounds(chunks)))
+    return Soundtrack(pieces, first.rate, len(first.samples))
 
 
 def _audio(audio: str | Path | None) -> Path | None:

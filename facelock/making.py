@@ -93,7 +93,8 @@ class Making(ABC):
             began = time.perf_counter()
             self._encode(journal.segment(made.span.index), made.chunk.frames)
             seconds = {**made.records.seconds, "encode": time.perf_counter() - began}
-            journal.commit(made.span.index, made.tail, replace(made.records, seconds=seconds))
+            records = replace(made.records, seconds=seconds)
+            journal.commit(made.span.index, made.tail, records, made.chunk.sound)
             self._tell("encode", made.span.end)
 
     def _encode(self, path: Path, frames: Tensor) -> None:

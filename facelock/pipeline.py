@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from facelock.blueprint import refuse_continuation
 from facelock.errors import InputError
 from facelock.identity import embedding_of
 from facelock.identity.consent import remark_unknown, require_consent
@@ -32,6 +33,7 @@ from facelock.parts import Parts
 from facelock.protocols import Progress
 from facelock.recipe import Recipe, backbone_prompt, crowd_warnings, load_recipe, vocabulary_warnings
 from facelock.runtime import derive_seed
+from facelock.sound import extended, fitted
 from facelock.steps import Steps
 from facelock.types import AlignRecord, Chunk, ChunkRecords, Identity
 
@@ -135,7 +137,8 @@ class Pipeline:
         job.check()
         if job.size is not None:
             job = replace(job, size=check_size(job.size, self.recipe.native_size))
-        job.frame_count(self.fps)
+        low, frames = self.recipe.blueprint, job.frame_count(self.fps)
+        refuse_continuation(low.kind, window=low.window, frames=frames, fps=self.fps)
         for sentence in vocabulary_warnings(self.recipe, job.prompt):
             logger.warning("%s", sentence)
         cast = self.identities(identity, faces)
@@ -165,8 +168,10 @@ class Pipeline:
             step = Steps(span, frames, progress)
             context = _anchored(tail, self.recipe.blueprint.anchor) if tail else None
             seed = derive_seed(job.seed, span.index, "blueprint")
-            raw = step("blueprint", backbone.extend, prompt, context, seed=seed, references=identities)
+            extend = extended(backbone)
+            raw, sound = step("blueprint", extend, prompt, context, seed=seed, references=identities)
             raw = raw[: span.length]
+            sound = fitted(sound, start=span.start, frames=span.length, fps=self.fps)
             lock = parts.locker.lock if job.lock else _untouched
             locked, aligned = step("lock", lock, raw, identities, start=span.start)
             final, restored = step("restore", self._enlarge, job, locked, identities, span, size)
@@ -176,7 +181,7 @@ class Pipeline:
                 ended, _last(None, final, 1), _last(None, raw, 1), tail.anchor if tail else ended.clone()
             )
             records = replace(measured, lock=tuple(aligned), restore=tuple(restored), seconds=step.seconds)
-            yield Made(span, Chunk(final, span.start, self.fps), tail, records)
+            yield Made(span, Chunk(final, span.start, self.fps, sound=sound), tail, records)
 
     def _enlarge(
         self, job: Job, locked: Tensor, identities: Sequence[Identity], span: Span, size: tuple[int, int]

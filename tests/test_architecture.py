@@ -14,7 +14,7 @@ LEVELS = [
     {"errors", "assets"},
     {"types"},
     {"protocols", "files", "bootstrap", "mistakes"},
-    {"nets", "batchable", "bound", "runtime", "geometry", "images", "appearance", "weights"},
+    {"nets", "batchable", "bound", "runtime", "geometry", "images", "appearance", "weights", "sound"},
     {"video"},
     {"faces", "perception", "identity", "ledger"},
     {"closed_loop", "share_search", "restore_loop", "portrait", "blueprint", "alignment", "restoration"},

@@ -134,7 +134,8 @@ def generate(
     ] = False,
     target: Target = None,
     audio: Annotated[
-        Path | None, typer.Option("--audio", metavar="FILE", help="Sound to add, cut or padded to the clip.")
+        Path | None,
+        typer.Option("--audio", metavar="FILE", help="Sound in place of its own, cut or padded to it."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing clip.")] = False,
     restart: Restart = False,

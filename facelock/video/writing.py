@@ -23,13 +23,14 @@ from torch import Tensor
 from facelock.errors import FaceLockError
 from facelock.files import publish, storage
 from facelock.video.ffmpeg_process import BITEXACT, FfmpegProcess, find_ffmpeg
-from facelock.video.joining import Timing, join_segments
+from facelock.video.joining import Soundtrack, Timing, join_segments
 from facelock.video.reading import Look, VideoInfo, check_audio, count_frames, probe, read_chunks
 from facelock.video.worker import matrix_name
 
 __all__ = [
     "Look",
     "SegmentWriter",
+    "Soundtrack",
     "Timing",
     "VideoInfo",
     "check_audio",
