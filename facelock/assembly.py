@@ -12,6 +12,7 @@ That order matters: a picture without a face is refused before a video model is 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,18 +20,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from facelock.alignment import aligner_class
 from facelock.blueprint import backbone_class
 from facelock.closed_loop import Locker, RestoreLoop
+from facelock.errors import ConfigError, DeviceError
 from facelock.faces import load_pack
 from facelock.identity import identity_from_picture
 from facelock.identity.storage import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
 from facelock.perception import Perception
 from facelock.protocols import Backbone, FacePack, Upscaler
-from facelock.recipe import AcceptRecipe, Recipe, model_names
+from facelock.recipe import AcceptRecipe, Recipe, model_names, recipe_names
 from facelock.restoration import restorer_class, upscaler_class
 from facelock.runtime import resolve_device
+from facelock.tuning import Speed
+from facelock.tuning.footprint import Footprint, read_footprint
+from facelock.tuning.placement import Placement
+from facelock.tuning.plan import GIB, Plan, Shape, choose_plan, peak, plans
 from facelock.types import Identity, Thresholds
 from facelock.weights import digest, locate, require_commercial
 
@@ -46,6 +54,25 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
+def _total_memory(device: torch.device) -> int:
+    """Bytes of a GPU; 0 for the CPU, whose memory is not planned."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+
+
+def _shape(recipe: Recipe) -> Shape:
+    """What the memory plan has to know of a recipe."""
+    low = recipe.blueprint
+    return Shape(
+        low.size,
+        low.window,
+        guided=low.guidance_scale > 1,
+        precision=low.precision,
+        float8=recipe.speed.choices().quantise is not None,
+        scale=recipe.restore.scale,
+        batch=recipe.restore.batch,
+    )
+
+
 class Assembly:
     """The stages of one recipe on one device: :class:`facelock.parts.Parts`."""
 
@@ -59,8 +86,8 @@ class Assembly:
         """Find every model and check its digest.
 
         ``commercial`` refuses weights whose licence does not allow commercial use, or is not known. ``perception``
-        takes the place of the recipe's face packs. Raises ``ConfigError`` for a refused weight, ``DeviceError``,
-        ``ModelError``.
+        takes the place of the recipe's face packs. Raises ``ConfigError`` for a refused weight, ``DeviceError``, also
+        for a recipe that does not fit into the memory it was given, ``ModelError``.
         """
         self.recipe = recipe
         self._device = resolve_device(device)
@@ -69,6 +96,7 @@ class Assembly:
         if commercial:
             require_commercial(names.values())
         self._paths = {role: locate(name) for role, name in names.items()}
+        self.plan = self._memory_plan()
 
     @property
     def device(self) -> str:
@@ -136,7 +164,10 @@ class Assembly:
         """Stage 3's first half."""
         settings = self.recipe.restore
         return upscaler_class(settings.upscaler_kind)(
-            self._paths["restore.upscaler"], scale=settings.scale, batch=settings.batch, device=self._device
+            self._paths["restore.upscaler"],
+            scale=settings.scale,
+            batch=min(settings.batch, self.plan.batch or settings.batch),
+            device=self._device,
         )
 
     @cached_property
@@ -163,8 +194,9 @@ class Assembly:
     def backbone(self) -> Backbone:
         """Stage 1."""
         settings = self.recipe.blueprint
+        kind = backbone_class(settings.kind)
         logger.info("loading the blueprint %s on %s", settings.model, self.device)
-        return backbone_class(settings.kind)(
+        return kind(
             self._paths["blueprint.model"],
             size=settings.size,
             fps=float(settings.fps),
@@ -177,7 +209,57 @@ class Assembly:
             context_noise=settings.context_noise,
             device=self._device,
             precision=settings.precision,
+            **self._tuning(kind),
         )
+
+    def _tuning(self, kind: type[Any]) -> dict[str, Any]:
+        """What the recipe's [speed] and the memory plan add to a backbone's settings, where they add something.
+
+        Raises ``ConfigError`` for a backbone that cannot be told.
+        """
+        speed = self.recipe.speed.choices()
+        wanted: dict[str, Any] = {}
+        if replace(speed, overlap=False, reference=False) != Speed() or self.plan != Plan():
+            steps = self.recipe.blueprint.steps
+            wanted["place"] = Placement(self._device, speed, self.plan, steps=steps)
+        if not self.plan.pair:
+            wanted["pair_guidance"] = False
+        if speed.reference:
+            wanted["reference"] = True
+        taken = inspect.signature(kind).parameters
+        if "place" in wanted and "place" not in taken:
+            kind_name = self.recipe.blueprint.kind
+            raise ConfigError(
+                f"A blueprint of kind {kind_name!r} takes no [speed] choices and no plan. Leave them out."
+            )
+        return {key: value for key, value in wanted.items() if key in taken}
+
+    def _memory_plan(self) -> Plan:
+        """How the recipe fits into the memory it may use, found out before anything is loaded."""
+        vram, folder = self.recipe.memory.vram, self._paths["blueprint.model"]
+        total = _total_memory(self._device)
+        if vram and total and total < 0.9 * vram * GIB:
+            raise DeviceError(
+                f"{self.device} has {total / GIB:.0f} GiB, less than --vram {vram}. Give a smaller one."
+            )
+        if not folder.is_dir() or not (vram or total):
+            return Plan()
+        found, shape, name = read_footprint(folder), _shape(self.recipe), self.recipe.name
+        if vram:
+            smaller = [other for other in recipe_names() if other == "miniature" != name]
+            plan = choose_plan(found, shape, vram=vram, recipe=name, smaller=smaller)
+        else:
+            plan = self._plan_for_card(found, shape, total / GIB)
+        logger.info("memory plan: %s", plan)
+        return plan
+
+    def _plan_for_card(self, found: Footprint, shape: Shape, gib: float) -> Plan:
+        """Nobody asked for a plan: what fits the card, or the smallest there is, since an estimate may be wrong."""
+        try:
+            return choose_plan(found, shape, vram=gib, recipe=self.recipe.name)
+        except DeviceError as error:
+            logger.warning("%s Trying all the same.", error)
+            return min(plans(), key=lambda plan: peak(found, shape, plan))
 
     def identity(self, reference: Any, *, name: str | None = None, face: int | None = None) -> Identity:
         """Read one reference: a picture, embedded with the loop's recogniser and the judge's, or a ``.face`` file.

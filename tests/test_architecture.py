@@ -13,7 +13,7 @@ LEVELS = [
     {"errors", "assets"},
     {"types"},
     {"protocols", "files", "bootstrap", "mistakes"},
-    {"nets", "runtime", "geometry", "images", "appearance", "weights"},
+    {"nets", "runtime", "geometry", "images", "appearance", "weights", "tuning"},
     {"video"},
     {"faces", "perception", "identity", "ledger"},
     {"closed_loop", "blueprint", "alignment", "restoration"},

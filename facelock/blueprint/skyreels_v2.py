@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 import html
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,9 @@ class SkyReelsV2:
         device: str | torch.device = "cpu",
         precision: str = "float32",
         on_step: Callable[[int, int], None] | None = None,
+        place: Callable[[Mapping[str, torch.nn.Module]], None] | None = None,
+        pair_guidance: bool = True,
+        reference: bool = False,
     ) -> None:
         """Load the checkpoint.
 
@@ -72,7 +75,10 @@ class SkyReelsV2:
         past. ``guidance_scale`` up to 1 means no guidance. ``flow_shift`` replaces the scheduler's own.
         ``context_noise`` in [0, 0.06] is the share of noise mixed into the past, which smooths long clips
         (SkyReels' ``addnoise_condition`` / 1000). ``precision`` is of text encoder and transformer.
-        ``on_step(done, steps)`` is called after every denoising step, and may raise to stop.
+        ``on_step(done, steps)`` is called after every denoising step, and may raise to stop. ``place`` puts the
+        :attr:`modules`, loaded on the CPU, where they run (:class:`facelock.tuning.placement.Placement`); None: all
+        on ``device``. Without ``pair_guidance`` the halves of guidance take turns, with half the memory.
+        ``reference`` runs the published pipeline's own code, without our shortcuts, for comparison.
 
         Raises ``ModelError``, ``DeviceError``, and ``ConfigError`` for sizes that the checkpoint cannot do.
         """
@@ -85,18 +91,26 @@ class SkyReelsV2:
         self.steps, self.guidance_scale, self.negative_prompt = steps, guidance_scale, negative_prompt
         self.context_noise, self.on_step = context_noise, on_step
         self.device = torch.device(device)
-        parts = load_checkpoint(Path(folder), device=self.device, dtype=_dtype(precision, self.device))
+        loaded_on = "cpu" if place else self.device
+        parts = load_checkpoint(Path(folder), device=loaded_on, dtype=_dtype(precision, self.device))
         self._tokenizer, self._text_encoder = parts.tokenizer, parts.text_encoder
         self._transformer, self._vae = parts.transformer, parts.vae
+        self.modules: Mapping[str, torch.nn.Module] = {
+            "text_encoder": parts.text_encoder, "transformer": parts.transformer, "vae": parts.vae
+        }  # fmt: skip
         self._scheduler = _scheduler(parts.scheduler, flow_shift)
         self._check_settings(str(folder))
-        if self.device.type == "cpu":
+        if place:
+            with device_errors(str(self.device)):
+                place(self.modules)
+        if self.device.type == "cpu" and not reference:
             accelerate_vae(self._vae)
         mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in self._latent_statistics())
         self._mean, self._std = mean.to(self.device), std.to(self.device)
         self._prompts: dict[str, Tensor] = {}
         # diffusers 0.42 adds the frame-rate embedding in a shape that only fits a batch of one
-        self._pair_guidance = not self._transformer.config.inject_sample_info
+        paired = pair_guidance and not reference
+        self._pair_guidance = paired and not self._transformer.config.inject_sample_info
 
     @property
     def chunk(self) -> int:

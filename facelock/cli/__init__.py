@@ -34,8 +34,10 @@ from facelock.cli.options import (
     JudgeSpec,
     Quiet,
     RecipeName,
+    Reference,
     Restart,
     Target,
+    Vram,
     require,
     tell,
 )
@@ -132,6 +134,8 @@ def generate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing clip.")] = False,
     restart: Restart = False,
     face_index: FaceIndex = None,
+    vram: Vram = None,
+    reference: Reference = False,
     commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -144,11 +148,11 @@ def generate(
     """
     from facelock.job import Job, check_share, parse_size
     from facelock.journal import claim
-    from facelock.recipe import load_recipe
+    from facelock.recipe import load_recipe, tuned
 
     job = Job(prompt, seconds, seed, parse_size(size) if size else None, not no_lock, not no_restore).check()
     check_share(target)
-    chosen = load_recipe(recipe)
+    chosen = tuned(load_recipe(recipe), vram=vram, reference=reference)
     with ExitStack() as stack:
         display = stack.enter_context(running(quiet, debug, RESUME_HINT))
         journal = stack.enter_context(claim(output, overwrite=overwrite, restart=restart))
