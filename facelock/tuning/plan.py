@@ -34,7 +34,7 @@ VRAM = (8, 12, 16, 24, 48, 80)
 GIB = 2**30
 BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 PER_TOKEN: Mapping[tuple[bool, bool], int] = {
-    (True, False): 74, (True, True): 98, (False, False): 36, (False, True): 56,
+    (True, False): 74, (True, True): 124, (False, False): 36, (False, True): 72,
 }  # fmt: skip
 """(own noise level per token, float32) → bytes per token and channel at the peak of a block."""
 PER_PIXEL = 19_500
