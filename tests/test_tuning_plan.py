@@ -110,7 +110,7 @@ def test_a_recipe_that_cannot_fit_is_refused_before_anything_is_read(
     low = recipe.blueprint.model_copy(update=changed)
     recipe = tuned(recipe.model_copy(update={"blueprint": low}), vram=8)
     monkeypatch.setattr("facelock.assembly.backbone_class", lambda _: pytest.fail("it was loaded"))
-    with pytest.raises(DeviceError, match="--recipe miniature|--vram"):
+    with pytest.raises(DeviceError, match=r"--recipe miniature|--vram"):
         Assembly(recipe, "cpu")
     assert Assembly(tuned(recipe, vram=80), "cpu").plan.groups == 0
 

@@ -92,6 +92,10 @@ def enable_step_cache(transformer: Any, cache: StepCache, *, steps: int) -> Foll
         raise ConfigError(
             f"speed.cache: {type(transformer).__name__} takes no step cache. Remove it from the recipe."
         )
+    if cache.kind != "pab" and hasattr(transformer, "vace_blocks"):
+        raise ConfigError(
+            f"speed.cache.kind = {cache.kind!r} would count VACE's control signal twice. Choose pab, or none."
+        )
     if steps < 2:
         raise ConfigError("speed.cache: with one denoising step nothing can be reused. Remove it.")
     _register_blocks(transformer)
