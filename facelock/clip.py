@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ class Clip(Making):
         self.job = job
         self.identities = identities
         self.progress = progress
+        self.overlap = pipeline.recipe.speed.choices().overlap
 
     @property
     def fps(self) -> Fraction:
@@ -77,7 +78,7 @@ class Clip(Making):
         for made in self.made():
             yield made.chunk
 
-    def made(self, resume: Resume | None = None) -> Iterator[Made]:
+    def made(self, resume: Resume | None = None) -> Generator[Made, None, None]:
         """Make the clip and yield chunks together with what was recorded about them."""
         return self.pipeline.run(self.job, self.identities, resume=resume, progress=self.progress)
 

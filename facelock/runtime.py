@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from facelock.errors import ConfigError, DeviceError, ModelError, StorageError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+U = TypeVar("U")
 
 CPU_BATCH = 2
 """Rows of a batch on a CPU, at most."""
@@ -194,6 +195,27 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := waiting.result()) is not end:
             waiting = worker.submit(next, items, end)
             yield item
+
+
+def kept_behind(items: Iterable[T], keep: Callable[[T], U]) -> Generator[U, None, None]:
+    """``keep`` of each item, done while the next item is made; at most one is in the works.
+
+    The last item made is kept even if making the next one fails; what ``keep`` raises is raised here.
+    """
+    with ThreadPoolExecutor(1, "facelock-behind") as worker:
+        waiting: Future[U] | None = None
+        try:
+            for item in items:
+                before, waiting = waiting, None
+                if before:
+                    yield before.result()
+                waiting = worker.submit(keep, item)
+        except Exception:
+            if waiting:
+                waiting.result()
+            raise
+        if waiting:
+            yield waiting.result()
 
 
 def require_space(path: str | Path, size: int) -> None:

@@ -19,7 +19,7 @@ LEVELS = [
     {"closed_loop", "blueprint", "alignment", "restoration"},
     {"recipe", "job", "report"},
     {"journal", "parts", "steps", "output", "assembly"},
-    {"pipeline", "making", "clip", "footage"},
+    {"pipeline", "overlap", "making", "clip", "footage"},
     {"storyboard", "storyboards"},
     {"api"},
     {"miniature"},

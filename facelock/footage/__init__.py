@@ -15,7 +15,7 @@ and colour tags, and its sound.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
@@ -147,7 +147,7 @@ class Footage(Making):
             self._seen = self._surveyed()
         return self._seen
 
-    def made(self, resume: Resume | None = None) -> Iterator[Made]:
+    def made(self, resume: Resume | None = None) -> Generator[Made, None, None]:
         """Lock the clip's chunks in order, from the beginning or from where ``resume`` says."""
         resume = resume or Resume()
         self.survey()
