@@ -51,6 +51,7 @@ class Clip(Making):
         self.identities = identities
         self.progress = progress
         self.overlap = pipeline.recipe.speed.choices().overlap
+        self.encoder = pipeline.recipe.encode.encoder
 
     @property
     def fps(self) -> Fraction:
@@ -115,7 +116,10 @@ class Clip(Making):
         return self._run(journal, inputs, restart, lambda: self._prepare(journal, sound, target))
 
     def _write(self, path: Path, frames: Tensor) -> None:
-        with SegmentWriter(path, self.size, self.fps, crf=self.pipeline.recipe.encode.crf) as writer:
+        crf = self.pipeline.recipe.encode.crf
+        with SegmentWriter(
+            path, self.size, self.fps, crf=crf, encoder=self.encoder, planes=frames.is_cuda
+        ) as writer:
             writer.write(frames)
 
     def _prepare(self, journal: Journal, audio: Path | None, target: float | None) -> None:

@@ -18,7 +18,7 @@ from facelock.protocols import Progress
 from facelock.report import Report
 from facelock.runtime import kept_behind
 from facelock.types import Identity
-from facelock.video.writing import find_ffmpeg
+from facelock.video.writing import require_encoder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,7 @@ class Making(ABC):
     stages: ClassVar[tuple[str, ...]]
     """What ``progress`` hears of for each chunk, in order; ``finish`` comes last."""
     progress: Progress | None
+    encoder: str = "x264"
     overlap: bool = False
     """Whether a chunk is encoded and committed while the next one is made."""
 
@@ -73,7 +74,7 @@ class Making(ABC):
         """Make what is missing; ``prepare`` then writes the results into the journal's folder."""
         resume = journal.begin(inputs, restart=restart)
         if not resume.ready:
-            find_ffmpeg()  # missing: said now, not after the first chunk
+            require_encoder(self.encoder)  # missing: said now, not after the first chunk
             try:
                 self._begin(journal)
             except InputError:
