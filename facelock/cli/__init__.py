@@ -228,6 +228,8 @@ BENCHMARKS = {
     "drift": "Chained backbone, plain swap and FaceLock side by side over long clips.",
     "decoupling": "Whether locked faces keep the blueprint's pose, expression, gaze and light.",
     "speed": "Seconds per stage and peak memory.",
+    "stages": "Each stage's cost against the plain tools', long clips, overlap, and every speed choice.",
+    "gpu": "Production-size models with random weights at true shapes; tiny ones without a GPU.",
     "across": "How alike true renders of one person are within a clip and across clips.",
     "film": "What a storyboard of equal shots costs beyond its shots.",
     "lock": "The lock stage against a plain insightface loop with the same nets.",
