@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 import toys
+from tiny_speed import save_checkpoint
 
 from facelock.bench import cast, gpu, stages
 from facelock.bench.timing import Timing, interleaved
@@ -48,17 +50,21 @@ def test_a_long_clip_is_compared_late_with_early(monkeypatch: pytest.MonkeyPatch
     assert 0.9 < found["memory_ratio"] < 1.2
 
 
-@pytest.fixture(scope="module")
-def short() -> object:
-    """The miniature with two denoising steps."""
-    recipe = load_recipe("miniature")
-    return recipe.model_copy(update={"blueprint": recipe.blueprint.model_copy(update={"steps": 2})})
-
-
-def test_stages_runs_on_the_miniature(short, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_stages_shows_every_row(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """On a tiny checkpoint of the real classes and toy stages, which take no time."""
+    save_checkpoint(tmp_path / "model")
+    low = load_recipe("miniature").blueprint
+    changed = {"model": str(tmp_path / "model"), "size": (32, 48), "steps": 2}
+    recipe = load_recipe("miniature").model_copy(update={"blueprint": low.model_copy(update=changed)})
     few = {"cache pab": Speed(cache=StepCache("pab"))}
-    monkeypatch.setattr(stages, "load_recipe", lambda _: short)
+    toys.write_plainly(monkeypatch.setattr)
+    monkeypatch.setattr(stages, "load_recipe", lambda _: recipe)
     monkeypatch.setattr(stages, "speeds", lambda ratios: few if len(ratios) == 2 else {})
+    monkeypatch.setattr(stages, "PlainSwap", lambda _: lambda frames, identity: frames)
+    monkeypatch.setattr(cast, "identity", lambda who, parts: toys.identity(who.name))
+    monkeypatch.setattr(
+        stages.Pipeline, "from_recipe", lambda recipe, _: toys.pipeline(speed=recipe.speed.model_dump())
+    )
     told = []
     found = stages.run(seconds=1.5, out=tmp_path, rounds=1, progress=lambda *step: told.append(step))
     assert told[-1] == ("parts", 5, 5)
@@ -75,6 +81,11 @@ def test_gpu_says_that_it_is_the_cpu_on_every_line(monkeypatch: pytest.MonkeyPat
         gpu.TINY, window=5, blueprint=(32, 32), direct=((32, 48), (48, 48)), matrix=64
     )
     monkeypatch.setattr(gpu, "TINY", smaller)
+    pipeline = toys.pipeline()
+    for stage in (pipeline.parts.locker, pipeline.parts.restorer):
+        stage.pack = SimpleNamespace(encoder=None)
+    monkeypatch.setattr(gpu.Pipeline, "from_recipe", lambda *_: pipeline)
+    monkeypatch.setattr(cast, "identity", lambda who, parts: toys.identity(who.name))
     found = gpu.run(device="cpu", rounds=1, out=tmp_path)
     text = (tmp_path / "gpu.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("|")][2:]
@@ -99,7 +110,7 @@ def test_forced_boxes_are_the_same_on_every_frame() -> None:
     faces = gpu.Forced(pack, 3).detect(torch.zeros(4, 3, 60, 90))
     assert pack.seen == 4
     assert faces.frame.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
-    assert faces.box[:3].tolist() == pytest.approx(faces.box[9:].tolist())
+    torch.testing.assert_close(faces.box[:3], faces.box[9:])
     assert bool((faces.landmarks[..., 0] <= 90).all())
     inside = (faces.landmarks >= faces.box[:, None, :2]) & (faces.landmarks <= faces.box[:, None, 2:])
     assert bool(inside.all())
