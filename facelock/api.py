@@ -74,8 +74,8 @@ def generate(
 
     ``identity`` is a path (a picture or a ``.face`` file), a PIL picture, an :class:`Identity`, or a list of them
     (one per character, left to right). ``seconds`` up to a day; ``seed`` 0 is a seed like any other. ``size`` is the
-    side or (height, width) in pixels of the final frames. ``lock=False`` or ``restore=False`` leave a stage
-    out, for comparison. ``faces`` says which face of a picture
+    short side of the final frames in pixels, which keeps the recipe's shape, or (height, width), cut to that shape.
+    ``lock=False`` or ``restore=False`` leave a stage out, for comparison. ``faces`` says which face of a picture
     with several, counted from 0. ``vram`` plans for so many GiB of GPU memory (8, 12, 16, 24, 48 or 80), and
     ``reference`` takes the plain code path without any of the recipe's [speed] choices, for comparison.
     ``commercial`` refuses weights whose licence does not allow commercial use.

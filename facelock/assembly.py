@@ -24,25 +24,29 @@ import torch
 
 from facelock.alignment import aligner_class
 from facelock.blueprint import backbone_class
-from facelock.closed_loop import Locker, RestoreLoop
+from facelock.closed_loop import Locker
 from facelock.errors import ConfigError, DeviceError
 from facelock.faces import load_pack
 from facelock.identity import identity_from_picture
 from facelock.identity.storage import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
-from facelock.perception import Perception
+from facelock.perception import Perception, pack_member, pack_of
 from facelock.protocols import Backbone, FacePack, Upscaler
-from facelock.recipe import AcceptRecipe, Recipe, model_names, recipe_names
+from facelock.recipe import AcceptRecipe, FacesRecipe, JudgeRecipe, Recipe, model_names, recipe_names
 from facelock.restoration import restorer_class, upscaler_class
-from facelock.runtime import resolve_device
+from facelock.restore_loop import RestoreLoop
+from facelock.runtime import resolve_device, resolve_dtype
 from facelock.tuning import Speed
 from facelock.tuning.footprint import Footprint, read_footprint
 from facelock.tuning.placement import Placement
 from facelock.tuning.plan import GIB, Plan, Shape, choose_plan, peak, plans
 from facelock.types import Identity, Thresholds
-from facelock.weights import digest, locate, require_commercial
+from facelock.weights import digest, encoder_id, locate, require_commercial
 
 logger = logging.getLogger(__name__)
+
+PICKLED = {"lock.faceid.adapter", "restore.faceid.adapter", "restore.upscaler", "restore.restorer"}
+"""Roles whose published files are pickles; they are read with ``weights_only``."""
 
 
 def _digest(path: Path) -> str:
@@ -73,6 +77,20 @@ def _shape(recipe: Recipe) -> Shape:
     )
 
 
+def _pack_files(recipe: Recipe, paths: Mapping[str, Path]) -> dict[str, Path]:
+    """Of parts of the kind ``pack``, the detector and the recognisers that whole packs stand for."""
+    roles: list[tuple[str, FacesRecipe | JudgeRecipe]] = [
+        ("faces.detector", recipe.faces),
+        ("faces.encoder", recipe.faces),
+        ("judge.encoder", recipe.judge),
+    ]
+    return {
+        role: pack_member(paths[role], detector=role.endswith("detector"))
+        for role, part in roles
+        if part.kind == "pack"
+    }
+
+
 class Assembly:
     """The stages of one recipe on one device: :class:`facelock.parts.Parts`."""
 
@@ -86,16 +104,25 @@ class Assembly:
         """Find every model and check its digest.
 
         ``commercial`` refuses weights whose licence does not allow commercial use, or is not known. ``perception``
-        takes the place of the recipe's face packs. Raises ``ConfigError`` for a refused weight, ``DeviceError``, also
-        for a recipe that does not fit into the memory it was given, ``ModelError``.
+        takes the place of the recipe's face packs. Raises ``ConfigError`` for a refused weight or a precision that
+        the device cannot work in, ``DeviceError``, also for a recipe that does not fit into the memory it was given,
+        ``ModelError``.
         """
         self.recipe = recipe
         self._device = resolve_device(device)
+        resolve_dtype(recipe.blueprint.precision, self._device)
         self._perception = perception
         names = model_names(recipe)
         if commercial:
             require_commercial(names.values())
-        self._paths = {role: locate(name) for role, name in names.items()}
+        self._paths = {role: locate(name, pickled=role in PICKLED) for role, name in names.items()}
+        self._paths |= _pack_files(recipe, self._paths)
+        for part in ("lock", "restore"):
+            if getattr(recipe, part).faceid and not perception:  # now, not after the blueprint's first chunk
+                from facelock.portrait.adapter import require_encoder
+
+                found = encoder_id(names["faces.encoder"], self._paths["faces.encoder"])
+                require_encoder(found, self._trained_with(part))
         self.plan = self._memory_plan()
 
     @property
@@ -138,6 +165,15 @@ class Assembly:
     def _pack(self, role: str, kind: str, name: str, accepted: AcceptRecipe | None) -> FacePack:
         """The recipe's detector with one of its recognisers."""
         settings = self.recipe.faces
+        if kind == "pack":
+            return pack_of(
+                self._paths["faces.detector"],
+                self._paths[role],
+                detection_size=settings.detection_size,
+                threshold=settings.threshold,
+                thresholds=Thresholds(**accepted.model_dump()) if accepted else None,
+                device=self._device,
+            )
         return load_pack(
             kind,
             detector=self._paths["faces.detector"],
@@ -154,10 +190,45 @@ class Assembly:
     def locker(self) -> Locker:
         """Stage 2."""
         settings = self.recipe.lock
-        aligner = aligner_class(settings.kind)(
-            self._paths["lock.model"], encoder=self.pack.encoder.id, batch=settings.batch, device=self._device
+        kind: Any = aligner_class(settings.kind)
+        aligner = kind(
+            self._paths["lock.model"],
+            encoder=self.pack.encoder.id,
+            batch=settings.batch,
+            device=self._device,
+            **self._faceid("lock"),
         )
         return Locker(self.pack, aligner, ladder=settings.ladder, target=settings.target)
+
+    def _trained_with(self, part: str) -> str | None:
+        """First 12 hex of the digest of the recogniser that the FaceID adapter was trained with, where it is named."""
+        own = self._paths.get(f"{part}.faceid.encoder")
+        return digest(own)[:12] if own else None
+
+    def _faceid(self, part: str) -> dict[str, Any]:
+        """What ``faceid`` takes besides as the aligner (``lock``) or the restorer (``restore``); nothing for others."""
+        settings = getattr(self.recipe, part).faceid
+        if settings is None:
+            return {}
+        from facelock.portrait import PortraitSettings
+
+        own = {"start": settings.start} if part == "lock" else {"strength": settings.strength}
+        return {
+            "adapter": self._paths[f"{part}.faceid.adapter"],
+            "trained_with": self._trained_with(part),
+            "settings": PortraitSettings(**settings.settings),
+            **own,
+        }
+
+    def _shared_portrait(self) -> dict[str, Any]:
+        """The lock's diffusion for the restorer, where both would load the same: it is then loaded once."""
+        lock, restore = self.recipe.lock.faceid, self.recipe.restore.faceid
+        if not lock or not restore or lock.settings != restore.settings:
+            return {}
+        pairs = (("lock.model", "restore.restorer"), ("lock.faceid.adapter", "restore.faceid.adapter"))
+        same = all(self._paths[a] == self._paths[b] for a, b in pairs)
+        aligner: Any = self.locker.aligner
+        return {"core": aligner.core} if same else {}
 
     @cached_property
     def upscaler(self) -> Upscaler:
@@ -168,6 +239,7 @@ class Assembly:
             scale=settings.scale,
             batch=min(settings.batch, self.plan.batch or settings.batch),
             device=self._device,
+            **settings.upscaler_options(),
         )
 
     @cached_property
@@ -180,20 +252,18 @@ class Assembly:
                 encoder=self.pack.encoder.id,
                 batch=settings.batch,
                 device=self._device,
+                **settings.restorer_options(),
+                **self._faceid("restore"),
+                **self._shared_portrait(),
             )
-        return RestoreLoop(
-            self.pack,
-            self.upscaler,
-            restorer,
-            ladder=settings.ladder,
-            target=settings.target,
-            consistency=settings.consistency,
-        )
+        return RestoreLoop(self.pack, self.upscaler, restorer, **settings.loop_options())
 
     @cached_property
     def backbone(self) -> Backbone:
         """Stage 1."""
         settings = self.recipe.blueprint
+        several = settings.regions > 1
+        regions = {"regions": settings.regions, "region_width": settings.region_width} if several else {}
         kind = backbone_class(settings.kind)
         logger.info("loading the blueprint %s on %s", settings.model, self.device)
         return kind(
@@ -207,8 +277,10 @@ class Assembly:
             flow_shift=settings.flow_shift,
             negative_prompt=settings.negative_prompt,
             context_noise=settings.context_noise,
+            **regions,
             device=self._device,
             precision=settings.precision,
+            **settings.options,
             **self._tuning(kind),
         )
 

@@ -1,4 +1,4 @@
-"""The closed loop that lock and restore share: change a face, measure it, try harder, keep the best.
+"""The closed loop that lock and restore share: change a face, measure it, try harder, keep the best; and the lock.
 
 Each face of each frame is worked on by itself, against one fixed reference identity: no frame sees another, so no
 error can accumulate. Networks run in batches of one fixed, padded shape, so a face's bits do not depend on which
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from facelock.geometry import paste_crops, paste_onto, similarity_from_landmarks, soft_mask, warp_crops
 from facelock.identity import embedding_of
-from facelock.protocols import Aligner, FacePack, FaceRestorer, Upscaler
+from facelock.protocols import Aligner, FacePack
 from facelock.types import AlignRecord, CropSpec, Faces, Identity
 
 EDGE = 0.22
@@ -62,6 +62,8 @@ class Work:
     """(N,) index of the strength kept, -1 for none."""
     consistency: Tensor
     """(N,) RMS of the best against its input; zero where nothing was asked."""
+    share: Tensor
+    """(N,) share of the restored face in the best; zero where nothing was asked."""
     alone: Tensor
     """(N,) whether the face is the only one in hand of its frame: its candidate's frame is then the result."""
     result: Tensor
@@ -83,6 +85,7 @@ class Work:
                 rung=int(self.rung[i]),
                 met=bool(self.score[i] >= target),
                 consistency=float(self.consistency[i]) if consistency else None,
+                share=float(self.share[i]) if consistency else None,
             )
             for i in range(len(self.faces))
         ]
@@ -98,12 +101,13 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
 
 
 def assign(
-    faces: Faces, own: Tensor, references: Tensor, strangers: float, cast: Cast | None = None
+    faces: Faces, own: Tensor, references: Tensor, strangers: float, width: int, cast: Cast | None = None
 ) -> tuple[Tensor, Tensor]:
     """Which face is which character, frame by frame: indices of faces and of identities, both (N,).
 
-    By similarity (optimal assignment). Where no face of a frame resembles anyone (best similarity below ``strangers``),
-    the largest faces are taken, left to right, in the order of the identities. With a ``cast`` a face is somebody's
+    By similarity (optimal assignment). A face that resembles nobody yet (similarity below ``strangers``) is told by
+    where it is: characters stand from left to right in the order of the identities, each in a column of the frame.
+    Where no face resembles anyone, the largest are taken. With a ``cast`` a face is somebody's
     only if it is nearer to a character's reference or exemplars than to anybody else's, and above the floor.
     """
     chosen: list[tuple[int, int]] = []
@@ -113,22 +117,27 @@ def assign(
             chosen += _of_cast(own[here], here.tolist(), references, cast)
             continue
         scores = torch.stack([similarity(own[here], r.expand(len(here), -1)) for r in references], 1)
-        chosen += _of_frame(faces.box[here], here.tolist(), scores, strangers)
+        chosen += _of_frame(faces.box[here], here.tolist(), scores, strangers, width)
     if not chosen:
         return torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
     pairs = torch.tensor(chosen)
     return pairs[:, 0], pairs[:, 1]
 
 
-def _of_frame(box: Tensor, here: list[int], scores: Tensor, strangers: float) -> list[tuple[int, int]]:
-    if float(scores.max()) >= strangers:
-        rows, columns = linear_sum_assignment(-scores.numpy().astype("float64"))
-        pairs = list(zip(rows.tolist(), columns.tolist(), strict=True))
-    else:
+def _of_frame(
+    box: Tensor, here: list[int], scores: Tensor, strangers: float, width: int
+) -> list[tuple[int, int]]:
+    known, people = scores >= strangers, scores.shape[1]
+    kept = torch.arange(len(here))
+    if not known.any():
         area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
-        largest = area.argsort(descending=True, stable=True)[: scores.shape[1]]
-        left_to_right = largest[box[largest, 0].argsort(stable=True)].tolist()
-        pairs = [(face, k) for k, face in enumerate(left_to_right)]
+        kept = area.argsort(descending=True, stable=True)[:people].sort().values
+    column = (torch.arange(people) + 0.5) * width / people
+    away = (((box[:, 0] + box[:, 2])[:, None] / 2 - column) / width).square()
+    # a likeness counts for more than any place, and a place only among those who are like nobody
+    worth = torch.where(known, 2 + scores, -away).double()[kept]
+    rows, columns = linear_sum_assignment(-worth.numpy())
+    pairs = zip(kept[torch.from_numpy(rows)].tolist(), columns.tolist(), strict=True)
     return [(here[face], k) for face, k in sorted(pairs)]
 
 
@@ -179,7 +188,7 @@ class ClosedLoop:
         own = self.pack.embed(frames, faces)
         encoder = self.pack.encoder
         references = torch.stack([embedding_of(identity, encoder.id) for identity in identities])
-        index, who = assign(faces, own, references, encoder.thresholds.far_1e2, cast)
+        index, who = assign(faces, own, references, encoder.thresholds.far_1e2, int(frames.shape[-1]), cast)
         spared = None if cast is None else _bystanders(faces, index)
         faces, own = faces.select(index), own[index]
         matrices = similarity_from_landmarks(faces.landmarks, self.crop)
@@ -197,6 +206,7 @@ class ClosedLoop:
             crops.clone(),
             similarity(own, references[who]),
             torch.full((count,), -1),
+            torch.zeros(count),
             torch.zeros(count),
             per_frame[faces.frame] == 1,
             frames.clone(),
@@ -257,6 +267,7 @@ class Locker(ClosedLoop):
         super().__init__(pack, aligner.crop, ladder, target)
         self.aligner = aligner
         self.only_changes = bool(getattr(aligner, "only_changes", False))
+        self.takes_strength = bool(getattr(aligner, "takes_strength", False))
 
     def lock(
         self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0, cast: Cast | None = None
@@ -273,7 +284,8 @@ class Locker(ClosedLoop):
         for rung, strength in enumerate(self.ladder):
             if not len(climbing):
                 break
-            wanted = toward(work.own[climbing], work.reference[climbing], strength)
+            beyond = 1.0 if self.takes_strength else strength
+            wanted = toward(work.own[climbing], work.reference[climbing], beyond)
             whose = [identities[k] for k in work.who[climbing].tolist()]
             crops = self.aligner.align(work.crops[climbing], wanted, strength, references=whose)
             shown = self.paste(work, crops, climbing)
@@ -305,68 +317,3 @@ def keep(work: Work, index: Tensor, crops: Tensor, shown: Tensor, score: Tensor,
     work.best[index], work.score[index], work.rung[index] = crops, score, rung
     alone = work.alone[index]
     work.result[work.faces.frame[index[alone]]] = shown[alone]
-
-
-class RestoreLoop(ClosedLoop):
-    """Stage 3: the frame enlarged, then each face restored under two constraints.
-
-    **Identity**: the restored face must match the reference at least as well as ``target``, or better than the plainly
-    enlarged one. **Data consistency**: scaled down again, it must agree with the locked frame (RMS ≤ ``consistency``).
-    ``ladder`` holds the shares of the restored face in the blend, strongest first; where no share satisfies both,
-    the plainly enlarged face stays, and the record says so (rung -1).
-    """
-
-    def __init__(
-        self,
-        pack: FacePack,
-        upscaler: Upscaler,
-        restorer: FaceRestorer | None,
-        *,
-        ladder: Sequence[float],
-        target: float,
-        consistency: float,
-    ) -> None:
-        """Without a ``restorer`` the frames are enlarged and measured only."""
-        crop = restorer.crop if restorer else pack.encoder.crop
-        super().__init__(pack, crop, ladder if restorer else (), target)
-        self.upscaler, self.restorer, self.consistency = upscaler, restorer, consistency
-
-    def restore(
-        self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0, cast: Cast | None = None
-    ) -> tuple[Tensor, list[AlignRecord]]:
-        """(T, 3, H, W) → (T, 3, H·scale, W·scale) in [0, 1], and a record per face."""
-        work = self.take(self.upscaler.upscale(frames), identities, cast)
-        trying = torch.arange(len(work.faces))
-        restored = (
-            self.restorer.restore(work.crops, work.reference) if self.restorer and len(trying) else work.crops
-        )
-        for rung, share in enumerate(self.ladder):
-            if not len(trying):
-                break
-            crops = work.crops[trying] + share * (restored[trying] - work.crops[trying])
-            shown = self.paste(work, crops, trying)
-            score = similarity(self.embed(work, shown, trying), work.reference[trying])
-            distance = self._distance(work, shown, frames, trying)
-            agrees = distance <= self.consistency
-            better = agrees & (score > work.score[trying])
-            keep(work, trying[better], crops[better], shown[better], score[better], rung)
-            work.consistency[trying[better]] = distance[better]
-            trying = trying[~(better & (score >= self.target))]
-        return spare(self.finish(work), work), work.records(identities, self.target, start, consistency=True)
-
-    def _distance(self, work: Work, shown: Tensor, frames: Tensor, index: Tensor) -> Tensor:
-        """(n,) RMS in [0, 1] between each candidate's frame, scaled down, and the locked frame, under the mask."""
-        scale = self.upscaler.scale
-        out = []
-        for place, i in enumerate(index.tolist()):
-            frame = int(work.faces.frame[i])
-            blank = torch.zeros_like(work.frames[:1])
-            white = torch.ones_like(work.crops[:1])
-            share = paste_crops(
-                blank, torch.zeros(1, dtype=torch.long), work.matrices[i : i + 1], white, self.mask
-            )
-            weight = functional.avg_pool2d(share, scale)[0].double()
-            low = functional.avg_pool2d(shown[place : place + 1], scale)[0].double()
-            error = (low - frames[frame].double()).square() * weight
-            out.append((error.sum() / weight.sum().clamp(min=1e-9)).sqrt())
-        return torch.stack(out).float()

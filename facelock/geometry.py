@@ -40,6 +40,20 @@ REFERENCE384 = CropSpec(
 )
 """A reference as an identity keeps it: the whole head at the resolution of a close-up."""
 
+FFHQ512 = CropSpec(
+    "ffhq512",
+    512,
+    (
+        (192.98138, 239.94708),
+        (318.90277, 240.1936),
+        (256.63416, 314.01935),
+        (201.26117, 371.41043),
+        (313.08905, 371.15118),
+    ),
+)
+"""What face restorers trained on FFHQ look at (GFPGAN, RestoreFormer, CodeFormer): the five points of facexlib's
+``FaceRestoreHelper``, "standard 5 landmarks for FFHQ faces with 512 x 512"."""
+
 
 def wide_crop(size: int) -> CropSpec:
     """What :data:`REFERENCE384` shows, at ``size`` pixels: the crop of aligners that warp."""
@@ -131,6 +145,15 @@ def paste_onto(frames: Tensor, frame_index: Tensor, matrices: Tensor, crops: Ten
         seen = _sample(layers[place], affine, window, "zeros").to(frames)
         target = frames[index, :, top : top + height, left : left + width]
         target.mul_(1 - seen[3:]).add_(seen[:3]).clamp_(0, 1)
+
+
+def crop_window(matrix: Tensor, size: int, limits: Sequence[int]) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the pixels that a crop of ``size`` can touch in a frame of ``limits``.
+
+    ``matrix`` (2, 3) leads from frame to crop, ``limits`` is (height, width). Outside of the frame width or height
+    is not positive.
+    """
+    return _window(_inverse(_affines(matrix)[0]), size, limits)
 
 
 def _affines(matrices: Tensor) -> list[Affine]:

@@ -22,6 +22,12 @@ LONGEST_SECONDS = 24 * 3600
 LONGEST_PROMPT = 10_000
 """Characters."""
 LARGEST_SEED = 2**63 - 1
+NAMED_SIDES = {"480p": 480, "540p": 540, "720p": 720, "1080p": 1080, "1440p": 1440, "4k": 2160}
+"""What a size is called → its short side in pixels; the long one follows the recipe's shape."""
+MOST_CUT = 0.25
+"""Share of a side that a size of another shape than the recipe's may cut away."""
+Size = int | tuple[int, int]
+"""A short side in pixels, which keeps the recipe's shape, or (height, width)."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,8 @@ class Job:
     prompt: str
     seconds: float
     seed: int = 0
-    size: tuple[int, int] | None = None
-    """(height, width) in pixels of the final frames; None: the recipe's own."""
+    size: Size | None = None
+    """Of the final frames: a short side or (height, width) in pixels; None: the recipe's own."""
     lock: bool = True
     """Stage 2 on; off only for comparison."""
     restore: bool = True
@@ -69,7 +75,7 @@ class Job:
             "prompt": self.prompt,
             "seconds": float(self.seconds),
             "seed": self.seed,
-            "size": list(self.size) if self.size else None,
+            "size": list(self.size) if isinstance(self.size, tuple) else self.size,
             "lock": self.lock,
             "restore": self.restore,
         }
@@ -97,30 +103,64 @@ def plan_chunks(frames: int, *, first: int, chunk: int) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Read ``256`` or ``WIDTHxHEIGHT`` as (height, width); :class:`ConfigError` for anything else."""
-    sides = text.lower().replace("×", "x").split("x")
-    if len(sides) > 2 or not all(side.strip().isascii() and side.strip().isdigit() for side in sides):
-        raise ConfigError(f"The size is {text!r}. Give a side in pixels (256) or WIDTHxHEIGHT (256x256).")
-    width, height = int(sides[0]), int(sides[-1])
-    return height, width
+def parse_size(text: str) -> Size:
+    """Read a short side (``256``, ``1080p``, ``4k``) or ``WIDTHxHEIGHT`` as a short side or (height, width).
 
-
-def check_size(size: tuple[int, int] | None, native: tuple[int, int]) -> tuple[int, int]:
-    """The final (height, width): the native one, or ``size`` when it can be reached by plain resizing.
-
-    It must be even (yuv420p), have the native aspect ratio, and lie within a quarter and twice the native
-    size. Raises :class:`ConfigError`.
+    Raises :class:`ConfigError` for anything else.
     """
-    height, width = size or native
-    even = height % 2 == 0 and width % 2 == 0
-    if not (even and height * native[1] == width * native[0] and native[0] <= 4 * height <= 8 * native[0]):
+    plain = text.strip().lower().replace("×", "x")
+    if plain in NAMED_SIDES:
+        return NAMED_SIDES[plain]
+    sides = [side.strip() for side in plain.split("x")]
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and len(side) < 7 for side in sides):
         raise ConfigError(
-            f"The size {width}x{height} does not fit this recipe, which makes {native[1]}x{native[0]}. "
-            f"Give an even size of the same shape, from {native[1] // 4}x{native[0] // 4} "
-            f"to {native[1] * 2}x{native[0] * 2}."
+            f"The size is {text[:80]!r}. Give a short side in pixels (256), a name ({', '.join(NAMED_SIDES)}), "
+            "or WIDTHxHEIGHT (1920x1080)."
+        )
+    return int(sides[0]) if len(sides) == 1 else (int(sides[1]), int(sides[0]))
+
+
+def check_size(size: Size | None, native: tuple[int, int]) -> tuple[int, int]:
+    """The final (height, width): ``native``, or what ``size`` means when plain resizing can reach it.
+
+    A short side keeps the native shape, its long side rounded to an even number. (height, width) of another shape
+    cuts away what is too much, the same on both sides, at most :data:`MOST_CUT` of a side. All sides are even
+    (yuv420p) and within a quarter and twice the native size. Raises :class:`ConfigError`.
+    """
+    height, width = _sides(size, native)
+    made, wanted = f"{native[1]}x{native[0]}", f"{width}x{height}"
+    if height % 2 or width % 2:
+        raise ConfigError(
+            f"The size {wanted} does not fit: its sides must be even numbers. Give {width + width % 2}x"
+            f"{height + height % 2}, say."
+        )
+    scale = max(height / native[0], width / native[1])
+    if not 0.25 <= scale <= 2 or not height or not width:
+        short = min(native)
+        raise ConfigError(
+            f"The size {wanted} does not fit this recipe, which makes {made}. "
+            f"Give a short side from {short // 4} to {short * 2}, or a recipe that makes larger pictures."
+        )
+    cut = 1 - min(height / native[0], width / native[1]) / scale
+    if cut > MOST_CUT:
+        raise ConfigError(
+            f"The size {wanted} does not fit this recipe, which makes {made}: {cut:.0%} of each picture would be cut "
+            f"away. Give a shape nearer to it, or the short side alone ({min(height, width)}), which keeps it."
         )
     return height, width
+
+
+def _sides(size: Size | None, native: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) that ``size`` means for a recipe that makes ``native``."""
+    if size is None:
+        return native
+    if not isinstance(size, int):
+        if len(size) != 2 or not all(isinstance(side, int) for side in size):
+            raise ConfigError(f"The size is {size!r}. Give a short side in pixels, or (height, width).")
+        return size
+    if native[0] <= native[1]:
+        return size, 2 * round(size * native[1] / native[0] / 2) if native[0] != native[1] else size
+    return 2 * round(size * native[0] / native[1] / 2), size
 
 
 def _check_prompt(prompt: str) -> None:

@@ -26,11 +26,11 @@ from torch.nn import functional
 from facelock.errors import InputError
 from facelock.identity import embedding_of
 from facelock.identity.consent import remark_unknown, require_consent
-from facelock.job import Job, Span, check_size, plan_chunks
+from facelock.job import Job, Size, Span, check_size, plan_chunks
 from facelock.journal import Resume, Tail
 from facelock.parts import Parts
 from facelock.protocols import Progress
-from facelock.recipe import Recipe, load_recipe, vocabulary_warnings
+from facelock.recipe import Recipe, backbone_prompt, crowd_warnings, load_recipe, vocabulary_warnings
 from facelock.runtime import derive_seed
 from facelock.steps import Steps
 from facelock.types import AlignRecord, Chunk, ChunkRecords, Identity
@@ -111,15 +111,14 @@ class Pipeline:
         *,
         seconds: float,
         seed: int = 0,
-        size: int | tuple[int, int] | None = None,
+        size: Size | None = None,
         lock: bool = True,
         restore: bool = True,
         faces: Sequence[int | None] = (),
         progress: Progress | None = None,
     ) -> Clip:
         """Describe a clip; nothing is made until it is iterated or saved. See :func:`facelock.generate`."""
-        shape = (size, size) if isinstance(size, int) else size
-        job = Job(prompt, seconds, seed, shape, lock, restore)
+        job = Job(prompt, seconds, seed, size, lock, restore)
         return self.clip(job, identity, faces=faces, progress=progress)
 
     def clip(
@@ -134,11 +133,15 @@ class Pipeline:
         from facelock.clip import Clip
 
         job.check()
-        check_size(job.size, self.recipe.native_size)
+        if job.size is not None:
+            job = replace(job, size=check_size(job.size, self.recipe.native_size))
         job.frame_count(self.fps)
         for sentence in vocabulary_warnings(self.recipe, job.prompt):
             logger.warning("%s", sentence)
-        return Clip(self, job, self.identities(identity, faces), progress)
+        cast = self.identities(identity, faces)
+        for sentence in crowd_warnings(self.recipe, len(cast)):
+            logger.warning("%s", sentence)
+        return Clip(self, job, cast, progress)
 
     def run(
         self,
@@ -186,7 +189,8 @@ class Pipeline:
         context = _anchored(tail, self.recipe.blueprint.anchor) if tail else None
         seed = derive_seed(job.seed, step.span.index, "blueprint")
         extend = self.parts.backbone.extend
-        raw = step("blueprint", extend, job.prompt, context, seed=seed, references=identities)
+        prompt = backbone_prompt(self.recipe, job.prompt)
+        raw = step("blueprint", extend, prompt, context, seed=seed, references=identities)
         return raw[: step.span.length]
 
     def locking(self, job: Job) -> Callable[..., Aligned]:
@@ -224,7 +228,7 @@ class Pipeline:
             final, records = self.parts.restorer.restore(locked, identities, start=span.start)
         else:
             final, records = self.parts.upscaler.upscale(locked), ()
-        return resize(final, size), records
+        return fit(final, size), records
 
     def _judge(
         self,
@@ -242,8 +246,8 @@ class Pipeline:
         records = ChunkRecords(start, span.length, ledger=rows, thumbnails=faces)
         if not job.lock:
             return records
-        before = resize(self.parts.upscaler.upscale(tail.raw), size)[0] if tail else None
-        plain = resize(self.parts.upscaler.upscale(raw), size)
+        before = fit(self.parts.upscaler.upscale(tail.raw), size)[0] if tail else None
+        plain = fit(self.parts.upscaler.upscale(raw), size)
         rows = tuple(judge.measure(plain, identities, start=start, before=before))
         faces = judge.thumbnails(plain, rows, start=start, at=set(faces))
         return replace(records, ledger_unlocked=rows, thumbnails_unlocked=faces)
@@ -267,6 +271,15 @@ def resize(frames: Tensor, size: tuple[int, int], mode: str = "bicubic") -> Tens
     if tuple(frames.shape[-2:]) == tuple(size):
         return frames
     return functional.interpolate(frames, size, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
+
+
+def fit(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """:func:`resize` without distortion: what ``size`` of another shape has no room for is cut away on both sides."""
+    height, width = frames.shape[-2:]
+    scale = max(size[0] / height, size[1] / width)
+    rows, columns = min(height, round(size[0] / scale)), min(width, round(size[1] / scale))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return resize(frames[..., top : top + rows, left : left + columns], size)
 
 
 def _anchored(tail: Tail, share: float) -> Tensor:

@@ -14,15 +14,25 @@ relative to the recipe's own folder. Knows nothing of torch.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from facelock.assets import asset_dir
+from facelock.blueprint.options import check_options
 from facelock.errors import ConfigError
 from facelock.mistakes import did_you_mean, sentence
 from facelock.tuning.options import Speed, StepCache
@@ -37,6 +47,7 @@ Cosine = Annotated[float, Field(ge=-1, le=1)]
 Ladder = Annotated[tuple[Annotated[float, Field(gt=0, le=2)], ...], Field(min_length=1, max_length=16)]
 Model = Annotated[str, Field(min_length=1)]
 """Catalog name or path."""
+Precision = Literal["float32", "bfloat16", "float16"]
 Batch = Annotated[int, Field(ge=1, le=1024)]
 """Rows that a network takes at once on a GPU; on a CPU, ``facelock.runtime.CPU_BATCH`` at most, side by side."""
 
@@ -72,18 +83,31 @@ class BlueprintRecipe(_Part):
     guidance_scale: float = Field(ge=0, le=50)
     flow_shift: float | None = Field(default=None, gt=0)
     """Replaces the checkpoint's own."""
-    context_noise: float = Field(default=0.0, ge=0, le=0.06)
-    """Share of noise mixed into the locked past, which smooths long clips."""
+    context_noise: float = Field(default=0.0, ge=0, le=0.2)
+    """Share of noise mixed into the locked past, which smooths long clips: SkyReels takes up to 0.06, Helios 0.2."""
     anchor: Share = 0.0
     """Share of the first chunk's locked tail in every later context. The lock keeps the face; this keeps the scene
     around it, head and hair included, from drifting by the same rule: one fixed reference."""
+    regions: int = Field(default=1, ge=1, le=8)
+    """People side by side, each in a window of its own (:mod:`facelock.blueprint.regions`)."""
+    region_width: int | None = Field(default=None, ge=8)
+    """Pixels of such a window; None: as wide as the frame is high."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     negative_prompt: str = ""
+    options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    """What this kind has of its own (:mod:`facelock.blueprint.options`)."""
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _of_the_kind(cls, given: Any, info: ValidationInfo) -> dict[str, Any]:
+        return check_options(str(info.data.get("kind")), given)
 
     @model_validator(mode="after")
     def _context_fits(self) -> BlueprintRecipe:
         if self.context >= self.window:
             raise ValueError(f"context ({self.context}) must be smaller than window ({self.window})")
+        if self.regions > 1 and self.kind != "skyreels_v2":
+            raise ValueError(f"regions ({self.regions}) are for the kind skyreels_v2, not for {self.kind}")
         return self
 
 
@@ -99,6 +123,8 @@ class FacesRecipe(_Part):
     """The face pack inside the loop: detector and recogniser."""
 
     kind: str = "onnx_pack"
+    """``onnx_pack``: an SCRFD and an ArcFace file; ``pack``: also YuNet, SFace and the folders of insightface, each
+    file for what it is found to be (:mod:`facelock.perception`)."""
     detector: Model
     encoder: Model
     detection_size: int = Field(default=640, ge=32, le=4096)
@@ -120,6 +146,34 @@ class ReferenceRecipe(_Part):
     """Degrees away from frontal."""
 
 
+class FaceIDRecipe(_Part):
+    """Image diffusion on the portrait crop under IP-Adapter FaceID (docs/faceid.md)."""
+
+    adapter: Model
+    """The FaceID file, or a folder with one."""
+    encoder: Model | None = None
+    """The recogniser that the adapter was trained with; None: insightface's buffalo_l."""
+    start: Literal["warp"] | None = None
+    """What it starts from: the warp's result, or the frame itself."""
+    prompt: str = "a photo of a person's face, natural skin, sharp focus"
+    negative_prompt: str = ""
+    sampler: Literal["ddim", "euler", "lcm"] = "ddim"
+    steps: int = Field(default=6, ge=1, le=100)
+    """Denoising steps that are run, whatever the strength."""
+    guidance_scale: float = Field(default=3.0, ge=0, le=50)
+    adapter_scale: float = Field(default=1.0, ge=0, le=2)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    mask: Literal["face"] | None = None
+    """``face``: only the face's oval is repainted; None: the whole crop."""
+    size: int | None = Field(default=None, ge=16, le=2048)
+    """The crop's side in pixels; None: what the checkpoint was trained with."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of :class:`facelock.portrait.PortraitSettings`."""
+        return self.model_dump(exclude={"adapter", "encoder", "start"})
+
+
 class LockRecipe(_Part):
     """Stage 2: the aligner, its ladder of strengths, and when a face is done."""
 
@@ -129,22 +183,115 @@ class LockRecipe(_Part):
     target: Cosine
     """Similarity, by the loop's own recogniser, at which a face stops climbing the ladder."""
     batch: Batch = 16
+    faceid: FaceIDRecipe | None = None
+    """What the kind ``faceid`` needs besides."""
+
+    @model_validator(mode="after")
+    def _faceid_fits(self) -> LockRecipe:
+        if (self.kind == "faceid") != (self.faceid is not None):
+            lacks = "needs a table lock.faceid" if self.faceid is None else "takes no table lock.faceid"
+            raise ValueError(f"kind {self.kind!r} {lacks}")
+        if self.faceid and max(self.ladder) > 1:
+            raise ValueError("faceid's strengths are shares of noise: the ladder must lie within (0, 1]")
+        return self
+
+
+class RestoreFaceIDRecipe(FaceIDRecipe):
+    """The same as a face restorer: detail of the character's own, at one low strength."""
+
+    strength: float = Field(default=0.25, gt=0, le=1)
+    """Share of noise."""
+
+    @model_validator(mode="after")
+    def _starts_from_the_frame(self) -> RestoreFaceIDRecipe:
+        if self.start:
+            raise ValueError("a restorer starts from the frame: leave start out")
+        return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The fields of :class:`facelock.portrait.PortraitSettings`."""
+        return self.model_dump(exclude={"adapter", "encoder", "start", "strength"})
 
 
 class RestoreRecipe(_Part):
-    """Stage 3: frames enlarged, faces restored under two constraints."""
+    """Stage 3: frames enlarged, faces restored under two constraints (docs/restore.md)."""
 
     upscaler_kind: str = "onnx_upscaler"
     upscaler: Model
     scale: int = Field(default=4, ge=1, le=8)
+    tile: int = Field(default=0, ge=0, le=8192)
+    """Side in pixels, before enlarging, of what the upscaler sees at once; 0: whole frames."""
+    overlap: int = Field(default=40, ge=0, le=1024)
+    """Pixels at each edge of a tile that are seen and not kept."""
+    precision: Precision = "float32"
+    """Of the upscaler; all but float32 need a GPU."""
     restorer_kind: str = "onnx_restorer"
     restorer: Model | None = None
     """None: the upscaler alone."""
+    restorer_precision: Precision = "float32"
+    faceid: RestoreFaceIDRecipe | None = None
+    """What the kind ``faceid_restorer`` needs besides; ``restorer`` is the checkpoint's folder."""
+    search: Literal["ladder", "bisect"] = "ladder"
+    """How the share of the restored face is found: from the ``ladder``, or the largest one that both constraints
+    allow."""
     ladder: Ladder = (1.0,)
+    """Shares to try, strongest first."""
+    search_steps: int = Field(default=5, ge=1, le=16)
+    """Halvings of the bisection: the share is found to within 2 ** -search_steps."""
+    tolerance: Share = 0.0
+    """Similarity that the bisection may cost a face whose plain enlargement lies above the target."""
     target: Cosine = 0.5
     consistency: float = Field(default=0.1, gt=0, le=1)
     """Largest RMS difference between the restored face, downsampled, and the locked one."""
     batch: Batch = 16
+
+    @model_validator(mode="after")
+    def _keys_are_used(self) -> RestoreRecipe:
+        given = self.model_fields_set
+        for keys, used, where in (
+            (
+                ("tile", "overlap", "precision"),
+                self.upscaler_kind != "onnx_upscaler",
+                "upscaler_kind onnx_upscaler",
+            ),
+            (("restorer_precision",), self._precise, f"restorer_kind {self.restorer_kind}"),
+            (("search_steps", "tolerance"), self.search == "bisect", "search ladder"),
+        ):
+            if not used and (unused := [key for key in keys if key in given]):
+                raise ValueError(f"{unused[0]} has no effect with {where}")
+        if (self.restorer_kind == "faceid_restorer") != (self.faceid is not None):
+            lacks = "needs a table restore.faceid" if self.faceid is None else "takes no table restore.faceid"
+            raise ValueError(f"restorer_kind {self.restorer_kind!r} {lacks}")
+        if self.tile and self.tile <= 2 * self.overlap:
+            raise ValueError(f"tile ({self.tile}) must be larger than twice the overlap ({self.overlap})")
+        return self
+
+    def upscaler_options(self) -> dict[str, Any]:
+        """What the upscaler of this kind takes besides scale, batch and device."""
+        if self.upscaler_kind == "onnx_upscaler":
+            return {}
+        return {"tile": self.tile, "overlap": self.overlap, "precision": self.precision}
+
+    def restorer_options(self) -> dict[str, Any]:
+        """What the restorer of this kind takes besides encoder, batch and device."""
+        return {"precision": self.restorer_precision} if self._precise else {}
+
+    @property
+    def _precise(self) -> bool:
+        """Whether the restorer takes ``restorer_precision``."""
+        return self.restorer_kind not in ("onnx_restorer", "faceid_restorer")
+
+    def loop_options(self) -> dict[str, Any]:
+        """Keyword arguments of :class:`facelock.restore_loop.RestoreLoop`."""
+        return {
+            "ladder": self.ladder,
+            "target": self.target,
+            "consistency": self.consistency,
+            "search": self.search,
+            "tolerance": self.tolerance,
+            "steps": self.search_steps,
+        }
 
 
 class JudgeRecipe(_Part):
@@ -220,6 +367,10 @@ class Recipe(_Part):
     purpose: str = ""
     vocabulary: Literal["miniature"] | None = None
     """The bounded world of words the backbone knows; None: free text."""
+    licence: str = ""
+    """Of the strictest of its weights, for people to read; `--commercial` goes by the catalog."""
+    vram_gib: float | None = Field(default=None, gt=0, le=1024, strict=True)
+    """GiB of GPU memory that its weights take by their count, without a plan that moves them; for people to read."""
     target: Share = 0.99
     """Share of readable frames that must match the identity."""
     blueprint: BlueprintRecipe
@@ -320,19 +471,36 @@ _MODEL_KEYS: Mapping[str, tuple[str, ...]] = {
     "blueprint": ("model",),
     "faces": ("detector", "encoder"),
     "lock": ("model",),
+    "lock.faceid": ("adapter", "encoder"),
     "restore": ("upscaler", "restorer"),
+    "restore.faceid": ("adapter", "encoder"),
     "judge": ("encoder",),
 }
 
 
 def _with_paths(recipe: Recipe, folder: Path) -> Recipe:
     """Resolve model names that are files beside the recipe; catalog names stay as they are."""
-    parts = {}
     for part, keys in _MODEL_KEYS.items():
-        section = getattr(recipe, part)
-        found = {key: _beside(getattr(section, key), folder) for key in keys}
-        parts[part] = section.model_copy(update=found)
-    return recipe.model_copy(update=parts)
+        section = _section(recipe, part)
+        found = {key: _beside(getattr(section, key), folder) for key in keys if section}
+        recipe = _replaced(recipe, part.split("."), found)
+    return recipe
+
+
+def _section(recipe: Recipe, part: str) -> Any:
+    """The section called ``part``, dots leading inwards; None where the recipe leaves it out."""
+    section: Any = recipe
+    for name in part.split("."):
+        section = section and getattr(section, name)
+    return section
+
+
+def _replaced(section: Any, path: Sequence[str], values: Mapping[str, Any]) -> Any:
+    """A copy of ``section`` with other values in the section that ``path`` leads to."""
+    if section is None or not path:
+        return section and section.model_copy(update=values)
+    inner = _replaced(getattr(section, path[0]), path[1:], values)
+    return section.model_copy(update={path[0]: inner})
 
 
 def _beside(model: str | None, folder: Path) -> str | None:
@@ -345,7 +513,7 @@ def _beside(model: str | None, folder: Path) -> str | None:
 def model_names(recipe: Recipe) -> dict[str, str]:
     """Role (``"lock.model"``) → catalog name or path, of every model the recipe uses."""
     pairs = (
-        (f"{part}.{key}", getattr(getattr(recipe, part), key))
+        (f"{part}.{key}", getattr(_section(recipe, part), key, None))
         for part, keys in _MODEL_KEYS.items()
         for key in keys
     )
@@ -363,3 +531,26 @@ def vocabulary_warnings(recipe: Recipe, prompt: str) -> list[str]:
         known = f"the closest known words are {', '.join(near)}" if near else "no known word is close"
         sentences.append(f"the miniature does not know the word {word!r} and passes over it; {known}")
     return sentences
+
+
+def backbone_prompt(recipe: Recipe, prompt: str) -> str:
+    """What the backbone is told of a user's ``prompt``: for regions, one part per person, divided by ``|``.
+
+    Who has not divided it, and writes in the miniature's words, has it divided at the people it names.
+    """
+    if recipe.blueprint.regions == 1 or "|" in prompt or recipe.vocabulary != "miniature":
+        return prompt
+    from facelock.miniature.vocabulary import one_each
+
+    return " | ".join(one_each(prompt)[: recipe.blueprint.regions])
+
+
+def crowd_warnings(recipe: Recipe, people: int) -> list[str]:
+    """A sentence where the bounded world draws fewer people at once than there are faces."""
+    room = recipe.blueprint.regions
+    if recipe.vocabulary != "miniature" or people <= room:
+        return []
+    return [
+        f"the recipe {recipe.name} draws {room} at a time and {people} faces are given: the others will be absent. "
+        "Give --recipe miniature-two for two people"
+    ]

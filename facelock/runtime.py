@@ -7,6 +7,9 @@ import logging
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +25,21 @@ U = TypeVar("U")
 
 CPU_BATCH = 2
 """Rows of a batch on a CPU, at most."""
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Name, as recipes give it → type."""
+# fmt: off
+BOOKKEEPING = frozenset({
+    "Add", "And", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand",
+    "Floor", "Gather", "GatherElements", "Greater", "GreaterOrEqual", "Identity", "If", "Less",
+    "LessOrEqual", "Loop", "Max", "MemcpyFromHost", "MemcpyToHost", "Min", "Mod", "Mul", "Neg",
+    "NonZero", "Not", "Or", "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape",
+    "Round", "Scan", "ScatterND", "Shape", "Size", "Slice", "Split", "Squeeze", "Sub", "Tile",
+    "Transpose", "Unsqueeze", "Where",
+})
+# fmt: on
+"""Operators that onnxruntime keeps on the CPU for good reason: they compute shapes and indices, not pictures."""
+DOCTOR = "'facelock doctor' says what is wrong and how to mend it"
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def derive_seed(seed: int, *purpose: int | str) -> int:
@@ -39,7 +57,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", 0)
-        log.info("no CUDA device: running on the CPU")
+        _say_why_cpu()
         return torch.device("cpu")
     if name == "cpu":
         return torch.device("cpu")
@@ -49,9 +67,33 @@ def resolve_device(name: str = "auto") -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:
         raise DeviceError(
-            f"device {name} was asked for, but {count} CUDA devices are here. Use --device cpu."
+            f"device {name} was asked for, but {count} CUDA devices are here. "
+            "Use --device cpu, or see 'facelock doctor'."
         )
     return torch.device("cuda", int(index or 0))
+
+
+def _say_why_cpu() -> None:
+    """Say that it is the CPU; where a GPU is here that this torch cannot use, say that too."""
+    if NVIDIA_DRIVER.exists():
+        build = "is built for the CPU alone" if torch.version.cuda is None else "cannot use it"
+        log.warning(
+            "an NVIDIA GPU is here, but torch %s %s: running on the CPU. %s", torch.__version__, build, DOCTOR
+        )
+    else:
+        log.info("no CUDA device: running on the CPU")
+
+
+def resolve_dtype(precision: str, device: torch.device | str) -> torch.dtype:
+    """``float32``, ``bfloat16`` or ``float16`` → torch's type, if ``device`` can work in it.
+
+    Raises ``ConfigError`` for another name, and for float16 on a CPU, where a step takes minutes.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"No precision is called {precision!r}. Give one of: {', '.join(PRECISIONS)}.")
+    if precision == "float16" and torch.device(device).type == "cpu":
+        raise ConfigError("float16 takes hours on a CPU. Give float32 or bfloat16 as the recipe's precision.")
+    return PRECISIONS[precision]
 
 
 def _provider(device: torch.device) -> tuple[str, dict[str, str]]:
@@ -66,11 +108,11 @@ def open_session(
     threads: int | None = None,
     content: bytes | None = None,
 ) -> onnxruntime.InferenceSession:
-    """Open an ONNX file on exactly ``device``.
+    """Open an ONNX file on exactly ``device``, the whole graph of it.
 
     ``threads`` defaults to torch's; ``content`` is a changed copy of the file to open in its place. Raises
     ``ModelError`` when the file is missing or damaged and ``DeviceError`` when the first active provider is not the
-    one asked for (onnxruntime would fall back to the CPU silently).
+    one asked for, or computes only a part of the graph (onnxruntime would fall back to the CPU silently).
     """
     path, device = Path(path), torch.device(device)
     if not path.is_file():
@@ -83,14 +125,21 @@ def open_session(
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     provider, settings = _provider(device)
+    if device.type == "cuda":
+        _load_cuda_libraries()
+        options.add_session_config_entry(*_whole_graph_option())
     try:
         session = onnxruntime.InferenceSession(
-            content or str(path), options, providers=[(provider, settings)]
+            content or str(path), options, providers=[(provider, settings)], enable_fallback=0
         )
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         if device.type == "cuda" and "cuda" in str(error).lower():
             raise DeviceError(
-                f"onnxruntime cannot use {device} ({_first_line(error)}). Install onnxruntime-gpu."
+                f"onnxruntime cannot use {device} ({_first_line(error)}). Install onnxruntime-gpu; {DOCTOR}."
+            ) from error
+        if "fallback to CPU EP has been explicitly disabled" in str(error):
+            raise DeviceError(
+                f"onnxruntime would run {path.name} on the CPU. Install onnxruntime-gpu; {DOCTOR}."
             ) from error
         raise ModelError(
             f"{path}: not a readable ONNX model ({_first_line(error)}). Fetch it again."
@@ -98,9 +147,55 @@ def open_session(
     active = session.get_providers()[0]
     if active != provider:
         raise DeviceError(
-            f"{provider} was asked for, but onnxruntime runs {path.name} on {active}. Install onnxruntime-gpu."
+            f"{provider} was asked for, but onnxruntime runs {path.name} on {active}. "
+            f"Install onnxruntime-gpu; {DOCTOR}."
         )
+    if device.type == "cuda":
+        require_whole_graph(session, path.name, provider)
     return session
+
+
+def _whole_graph_option() -> tuple[str, str]:
+    """The session option by which it is seen where each operator runs: onnxruntime's own record of it, or, where an
+    older one keeps none, its refusal to leave anything at all to the CPU."""
+    if hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
+        return "session.record_ep_graph_assignment_info", "1"
+    return "session.disable_cpu_ep_fallback", "1"
+
+
+def require_whole_graph(session: Any, name: str, provider: str) -> None:
+    """Raise ``DeviceError`` when operators of ``session`` that compute anything are left to another provider.
+
+    ``session`` was opened with the option above; ``name`` is the file's, for the message.
+    """
+    record = getattr(session, "get_provider_graph_assignment_info", None)
+    if record is None:
+        return
+    left = {
+        node.op_type
+        for part in record()
+        if part.ep_name != provider
+        for node in part.get_nodes()
+        if node.op_type not in BOOKKEEPING
+    }
+    if left:
+        raise DeviceError(
+            f"onnxruntime runs a part of {name} ({', '.join(sorted(left)[:4])}) on the CPU, not on {provider}. "
+            "Install a newer onnxruntime-gpu, or use --device cpu."
+        )
+
+
+@cache
+def _load_cuda_libraries() -> None:
+    """Once: let onnxruntime find CUDA and cuDNN where pip puts them, when torch's own build has not loaded them."""
+    preload = getattr(onnxruntime, "preload_dlls", None)
+    if preload is None:
+        return
+    said = StringIO()
+    with redirect_stdout(said):  # it prints what it does not find; whether CUDA works is seen by using it
+        preload()
+    if said.getvalue():
+        log.debug("%s", said.getvalue().strip())
 
 
 def _first_line(error: BaseException) -> str:

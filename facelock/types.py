@@ -179,6 +179,8 @@ class AlignRecord:
     """Whether the stage's target was reached."""
     consistency: float | None = None
     """Restore only: RMS difference in [0, 1] between the restored face, downsampled, and the input."""
+    share: float | None = None
+    """Restore only: share of the restored face in what was kept, in [0, 1]; 0: the plainly enlarged face."""
 
 
 @dataclass(frozen=True)

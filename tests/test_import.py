@@ -30,6 +30,9 @@ LIGHT = [
     "weights.pull",
     "weights.inventory",
     "cli.models",
+    "cli.doctor",
+    "doctor",
+    "doctor.probes",
 ]
 HEAVY = ("torch", "cv2", "onnxruntime", "diffusers", "transformers", "av", "matplotlib")
 

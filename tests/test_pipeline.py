@@ -11,7 +11,7 @@ import toys
 from facelock.errors import ConfigError, DeviceError, FaceLockError, InputError
 from facelock.job import Job, Span, check_size, parse_size, plan_chunks
 from facelock.journal import Resume
-from facelock.pipeline import resize
+from facelock.pipeline import Pipeline, fit, resize
 from facelock.runtime import derive_seed
 
 CAST = (toys.identity(),)
@@ -62,17 +62,82 @@ def test_bad_seeds(seed):
         Job("a woman", 1, seed).check()
 
 
-def test_sizes():
-    assert parse_size("256") == (256, 256)
-    assert parse_size("832x480") == (480, 832)
-    assert check_size(None, (256, 256)) == (256, 256)
-    assert check_size((128, 128), (256, 256)) == (128, 128)
-    for text in ("", "x", "256x", "12x12x12", "-5", "1e3", "big"):
-        with pytest.raises(ConfigError, match="size"):
-            parse_size(text)
-    for size in ((255, 255), (256, 128), (32, 32), (1024, 1024), (0, 0)):
-        with pytest.raises(ConfigError, match="does not fit"):
-            check_size(size, (256, 256))
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("256", 256), ("1080p", 1080), (" 720P ", 720), ("480p", 480), ("540p", 540), ("1440p", 1440), ("4K", 2160),
+        ("832x480", (480, 832)), ("832 × 480", (480, 832)),
+    ],
+)  # fmt: skip
+def test_sizes_as_people_write_them(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "256x", "12x12x12", "-5", "1e3", "big", "1080i", "8k", "9" * 40, "١٠٨٠"]
+)
+def test_sizes_that_are_none(text):
+    with pytest.raises(ConfigError, match=r"Give a short side .*480p, .*4k\), or WIDTHxHEIGHT \(1920x1080\)"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "native", "final"),
+    [
+        (None, (256, 256), (256, 256)),
+        (128, (256, 256), (128, 128)),
+        ((128, 128), (256, 256), (128, 128)),
+        (1080, (2176, 3840), (1080, 1906)),  # 544x960 enlarged four times: the long side is rounded to even
+        (1080, (3840, 2176), (1906, 1080)),
+        (720, (1440, 2560), (720, 1280)),
+        ((1080, 1920), (2176, 3840), (1080, 1920)),  # another shape: 16 of 2176 rows are cut away
+        ((384, 512), (256, 256), (384, 512)),  # the most that may be cut
+    ],
+)
+def test_sizes_that_a_recipe_can_make(size, native, final):
+    assert check_size(size, native) == final == check_size(final, native)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (255, r"The size 255x255 does not fit: its sides must be even numbers\. Give 256x256, say\."),
+        (
+            32,
+            r"The size 32x32 does not fit this recipe, which makes 256x256\. Give a short side from 64 to 512",
+        ),
+        (1080, r"does not fit this recipe.*or a recipe that makes larger pictures"),
+        ((0, 0), "does not fit"),
+        (
+            (256, 128),
+            r"does not fit .*: 50% of each picture would be cut away\. .*the short side alone \(128\)",
+        ),
+        ((1, 2, 3), r"Give a short side in pixels, or \(height, width\)"),
+        ((256.0, 256.0), r"Give a short side in pixels, or \(height, width\)"),
+    ],
+)
+def test_sizes_that_it_cannot(size, said):
+    with pytest.raises(ConfigError, match=said):
+        check_size(size, (256, 256))
+
+
+def test_another_shape_is_cut_not_stretched():
+    rows = torch.linspace(0, 1, 32)[:, None].expand(32, 64)
+    frames = torch.stack([rows, rows, torch.linspace(0, 1, 64).expand(32, 64)])[None]
+    made = fit(frames, (32, 48))  # the same scale: nothing but a cut of 8 columns on both sides
+    assert torch.equal(made, frames[..., 8:56])
+    assert fit(frames, (16, 32)).shape == (1, 3, 16, 32) and fit(frames, (32, 64)) is not None
+    assert torch.equal(fit(frames, (16, 32)), resize(frames, (16, 32)))
+    tall = fit(frames.transpose(2, 3), (48, 32))
+    assert torch.equal(tall, frames.transpose(2, 3)[..., 8:56, :])
+
+
+def test_a_clip_of_another_size_says_which():
+    pipeline: Pipeline = toys.pipeline()
+    clip = pipeline.generate("a woman", toys.identity(), seconds=0.5, size=16)
+    assert clip.size == (16, 16) and clip.job.inputs()["size"] == [16, 16]
+    clip = pipeline.generate("a woman", toys.identity(), seconds=0.5, size=(24, 32))
+    assert next(iter(clip)).frames.shape[-2:] == (24, 32)
 
 
 def test_chunks_in_order_with_exact_lengths():

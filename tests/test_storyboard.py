@@ -109,6 +109,8 @@ MATRIX = {
     "no such recipe": (BOARD.replace("seed: 7", "recipe: minature"), "did you mean 'miniature'"),
     "wrong rate": (BOARD.replace("seed: 7", "fps: 25"), "line 8: defaults.fps: the recipe miniature makes 12"),
     "wrong size": (BOARD.replace("seed: 7", "size: 111"), "line 8: defaults.size: The size 111x111 does not fit"),
+    "no size": (BOARD.replace("seed: 7", "size: 1080i"), "Give a short side in pixels (256), a name (480p"),
+    "too large": (BOARD.replace("seed: 7", "size: 1080p"), "The size 1080x1080 does not fit"),
     "long dissolve": (BOARD.replace("0.5", "0.9"), "line 17: shots.1.transition: 0.9 s is more than half"),
     "first dissolves": (BOARD.replace("seconds: 2", "seconds: 2\n    transition: dissolve"), "use fade"),
     "bad transition": (BOARD.replace("dissolve", "wipe"), "line 17: shots.1.transition: must be cut, fade or"),
@@ -380,7 +382,9 @@ def test_the_sample_is_sound():
     assert plan.cost().shots == 12 and plan.cost().characters == 3 and 115 <= plan.cost().seconds <= 125
     assert plan.warnings() == []
     for unit in plan.units:
-        assert len(unit.characters) == 1 and not vocabulary_warnings(unit.recipe, unit.prompt)
+        assert len(unit.characters) == unit.recipe.blueprint.regions
+        assert not vocabulary_warnings(unit.recipe, unit.prompt)
+    assert [unit.name for unit in plan.units if len(unit.characters) == 2] == ["s060"]
 
 
 def mutated(rng, text):

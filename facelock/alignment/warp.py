@@ -18,6 +18,7 @@ and where a generative aligner starts from. docs/warp.md shows figures.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from facelock.faces.dense import DenseReader, load_reader
 from facelock.faces.layouts import Layout
 from facelock.geometry import REFERENCE384, wide_crop
 from facelock.types import CropSpec, Identity
+
+log = logging.getLogger(__name__)
 
 SIZES = (256, 384, 512)
 """Sides in pixels a crop can have; the face's height is about half of it."""
@@ -68,6 +71,10 @@ class WarpAligner:
         """
         if size not in SIZES:
             raise ConfigError(f"warp has no crop of {size} pixels. Give one of {', '.join(map(str, SIZES))}.")
+        if torch.device(device).type != "cpu":
+            log.info(
+                "the aligner warp runs on the CPU: its landmarks and its mesh have no code for %s", device
+            )
         self.encoder, self.crop = encoder, wide_crop(size)
         self.dressing = dressing or Dressing()
         self.reader = reader or load_reader(path)

@@ -6,20 +6,36 @@ from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
 
+from facelock.errors import DeviceError
 from facelock.weights import locate
 
 DETECTION = (128, 128)
 
 
-def swapper_and_pack() -> tuple[Any, Any]:
-    """A prepared ``FaceAnalysis`` of the bundled pack, and the ``INSwapper`` of the bundled aligner."""
+def swapper_and_pack(device: str = "cpu") -> tuple[Any, Any]:
+    """A prepared ``FaceAnalysis`` of the bundled pack, and the ``INSwapper`` of the bundled aligner, on ``device``.
+
+    Raises ``DeviceError`` when insightface silently takes another one: it would make ours look fast.
+    """
     import insightface
     from insightface.app import FaceAnalysis
 
+    kind, _, index = device.partition(":")
+    provider = "CUDAExecutionProvider" if kind == "cuda" else "CPUExecutionProvider"
     with redirect_stdout(StringIO()):  # it prints shapes and set-ups
-        app = FaceAnalysis(name=str(locate("miniature/faces")), providers=["CPUExecutionProvider"])
-        app.prepare(ctx_id=-1, det_size=DETECTION, det_thresh=0.5)
-        swapper = insightface.model_zoo.get_model(
-            str(locate("miniature/aligner")), providers=["CPUExecutionProvider"]
-        )
+        app = FaceAnalysis(name=str(locate("miniature/faces")), providers=[provider])
+        app.prepare(ctx_id=int(index or 0) if kind == "cuda" else -1, det_size=DETECTION, det_thresh=0.5)
+        swapper = insightface.model_zoo.get_model(str(locate("miniature/aligner")), providers=[provider])
+    for model in (*app.models.values(), swapper):
+        require_provider(model.session, provider)
     return app, swapper
+
+
+def require_provider(session: Any, provider: str) -> None:
+    """Raise ``DeviceError`` unless ``session`` runs on ``provider``."""
+    active = session.get_providers()[0]
+    if active != provider:
+        raise DeviceError(
+            f"insightface runs on {active}, not on {provider}, so the arms cannot be compared. "
+            "Give --device cpu, or see 'facelock doctor'."
+        )

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from facelock.bench.insight import swapper_and_pack
-from facelock.bench.tables import number, publish, table
+from facelock.bench.tables import number, publish, require_cpu, table
 from facelock.closed_loop import EDGE
 from facelock.geometry import INSWAPPER128, paste_crops, paste_onto, similarity_from_landmarks, soft_mask
 from facelock.protocols import Progress
@@ -112,6 +112,7 @@ def run(
 
     On the CPU, both arms on one thread each.
     """
+    require_cpu("paste", device)
     theirs, results = Theirs(), []
     with warnings.catch_warnings(), one_thread():
         warnings.filterwarnings("ignore", "`estimate` is deprecated", FutureWarning)

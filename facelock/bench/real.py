@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from facelock.bench.real_photos import ASSETS, YUNET, measure, open_pack, recognisers
-from facelock.bench.tables import interval, number, publish, table
+from facelock.bench.tables import interval, number, publish, require_cpu, table
 from facelock.errors import InputError
 from facelock.faces import Pack, YunetDetector
 from facelock.ledger import Judge
@@ -65,6 +65,7 @@ def run(
 
     Raises ``InputError`` when the assets are not there.
     """
+    require_cpu("real", device)
     videos = sorted((assets / "videos").glob("*.mp4"))[:identities]
     if not videos or not recognisers(assets):
         raise InputError(

@@ -18,7 +18,7 @@ class PlainSwap:
     def __init__(self, parts: Parts) -> None:
         from facelock.bench.insight import swapper_and_pack
 
-        self.app, self.swapper = swapper_and_pack()
+        self.app, self.swapper = swapper_and_pack(parts.device)
         self.encoder = parts.locker.pack.encoder.id  # type: ignore[attr-defined]
 
     def __call__(self, frames: Tensor, identity: Identity) -> Tensor:

@@ -12,6 +12,14 @@ from typing import Any
 
 import torch
 
+from facelock.errors import ConfigError
+
+
+def require_cpu(name: str, device: str) -> None:
+    """Raise ``ConfigError`` for another device: the benchmark ``name`` compares code that runs on the CPU alone."""
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"The benchmark {name} runs on the CPU alone, not on {device}. Leave --device out.")
+
 
 def machine() -> str:
     """What the figures were measured on."""
@@ -24,7 +32,10 @@ def machine() -> str:
             if line.startswith("model name")
         ]
         name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return (
+        f"{gpu}{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from facelock.alignment.warp import WarpAligner
 from facelock.appearance import residual
 from facelock.bench.real_photos import ASSETS, YUNET
-from facelock.bench.tables import number, publish, table
+from facelock.bench.tables import number, publish, require_cpu, table
 from facelock.closed_loop import Locker
 from facelock.errors import InputError
 from facelock.faces.dense import DenseReader, load_reader, spans
@@ -167,6 +167,7 @@ def run(
 
     Raises ``InputError`` when ``assets`` lacks what is needed.
     """
+    require_cpu("warp", device)
     eyes = Eyes.open(assets)
     cast = people(assets, eyes)
     videos = sorted((assets / "videos").glob("*.mp4"))

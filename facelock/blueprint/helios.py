@@ -130,11 +130,13 @@ class Helios(WanBackbone):
             sigmas=np.linspace(0.999, 0.0, self.steps + 1)[:-1], mu=self._shift()
         )
         for index, timestep in enumerate(scheduler.timesteps):
-            velocity = self._guided(
-                texts, lambda some, x=latents, t=timestep: self._forward(x, t, some, seen)
-            )
+            velocity = self._predict(latents, timestep, texts, seen)
             latents = self._advance(scheduler, velocity, latents, index, generator=generator)
         return latents
+
+    def _predict(self, latents: Tensor, timestep: Tensor, texts: Tensor, seen: dict[str, Tensor]) -> Tensor:
+        """The guided velocity, (1, z, 9, h, w) float32; ``texts`` is (1 or 2, L, D), the prompt last."""
+        return self._guided(texts, lambda some: self._forward(latents, timestep, some, seen))
 
     def _shift(self) -> float:
         """How far the schedule is shifted towards noise: by the tokens of a section."""

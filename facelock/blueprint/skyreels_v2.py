@@ -17,6 +17,8 @@ Shapes: F latent frames of a window, h w their size, L text tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import (
     AutoencoderKLWan,
@@ -28,6 +30,7 @@ from torch import Tensor
 from transformers import UMT5EncoderModel
 
 from facelock.blueprint.checkpoint import Layout
+from facelock.blueprint.regions import Regions, shares
 from facelock.blueprint.wan_base import WanBackbone, require
 from facelock.errors import ModelError
 
@@ -49,7 +52,16 @@ class SkyReelsV2(WanBackbone):
         schedulers=(UniPCMultistepScheduler, FlowMatchEulerDiscreteScheduler),
     )
 
-    def _denoise(self, texts: Tensor, past: Tensor | None, seed: int) -> Tensor:
+    def _take(self, *, regions: int = 1, region_width: int | None = None) -> None:
+        """``regions`` people stand side by side, each in a window ``region_width`` pixels wide (as wide as the frame
+        is high, if None) under a prompt of its own (:mod:`facelock.blueprint.regions`)."""
+        self._region_count, self._region_width = regions, region_width
+
+    def _texts(self, prompt: str) -> list[Tensor]:
+        """Text states of each region's prompt."""
+        return [self._embed(part) for part in shares(prompt, len(self._regions.starts))]
+
+    def _denoise(self, texts: Sequence[Tensor], past: Tensor | None, seed: int) -> Tensor:
         """Clean latents of one window, (1, z, F, h, w) float32, the first of them ``past``."""
         generator = torch.Generator("cpu").manual_seed(seed)
         latents = self._noise(self._latent_shape(), generator)
@@ -60,7 +72,7 @@ class SkyReelsV2(WanBackbone):
         scheduler = self._fresh_scheduler()
         for index, timestep in enumerate(scheduler.timesteps):
             noisy, levels = self._window_input(latents, timestep, known, generator)
-            velocity = self._predict(noisy, levels, texts)[:, :, known:]
+            velocity = self._velocity(noisy, levels, texts)[:, :, known:]
             # in place, as published: the solver keeps a view of its last sample, so it is what it has become
             latents[:, :, known:] = self._advance(scheduler, velocity, latents, index, known)
         return latents
@@ -76,6 +88,12 @@ class SkyReelsV2(WanBackbone):
             past = latents[:, :, :known]
             past.lerp_(self._noise(past.shape, generator), self.context_noise)
         return latents, levels
+
+    def _velocity(self, latents: Tensor, levels: Tensor, texts: Sequence[Tensor]) -> Tensor:
+        """The guided velocity of the whole frame, (1, z, F, h, w) float32; ``texts`` holds each region's."""
+        if len(texts) == 1:
+            return self._predict(latents, levels, texts[0])
+        return self._regions.blend(latents, lambda part, region: self._predict(part, levels, texts[region]))
 
     def _predict(self, latents: Tensor, levels: Tensor, texts: Tensor) -> Tensor:
         """The guided velocity, (1, z, F, h, w) float32; ``texts`` is (1 or 2, L, D), the prompt last."""
@@ -117,3 +135,6 @@ class SkyReelsV2(WanBackbone):
         largest = max(self._latent_shape()[2:])
         longest = int(network.rope_max_seq_len)
         require(largest <= longest, f"{largest} latents along one axis", f"at most {longest}")
+        width = self.size[1] if self._region_count == 1 else self._region_width or self.size[0]
+        sides = (side // self._scales()[1] for side in (self.size[1], width))
+        self._regions = Regions.across(self._region_count, *sides)

@@ -31,7 +31,9 @@ from torch import Tensor
 
 from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
+from facelock.blueprint.x0_edit import steered
 from facelock.errors import ConfigError, FaceLockError, InputError, ModelError
+from facelock.protocols import Guide
 from facelock.types import Identity
 
 logger = logging.getLogger(__name__)
@@ -40,8 +42,6 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 LONGEST_TEXT = 512
 """Tokens of a prompt that the published checkpoints were trained with; a tokenizer may ask for fewer."""
 REMEMBERED_PROMPTS = 64
-Guide = Callable[[Tensor, float, int, int], Tensor]
-"""``guide(x0, sigma, step, known)``: the predicted clean latents (1, z, F, h, w), edited; ``known`` of F are past."""
 
 
 class NotFiniteError(FaceLockError):
@@ -74,6 +74,7 @@ class WanBackbone:
         guide: Guide | None = None,
         pair_guidance: bool = True,
         reference: bool = False,
+        **options: Any,
     ) -> None:
         """Load the checkpoint.
 
@@ -81,9 +82,10 @@ class WanBackbone:
         past. ``guidance_scale`` up to 1 means no guidance. ``flow_shift`` replaces the scheduler's own.
         ``context_noise`` is the share of noise mixed into the past, which smooths long clips. ``precision`` is of
         text encoder and transformer. ``on_step(done, steps)`` is called after every denoising step, and may raise to
-        stop. ``place`` puts the loaded networks where they run (default: all on ``device``). ``guide`` edits the
-        predicted clean latents of every step. Without ``pair_guidance`` the halves of guidance take turns, with half
-        the memory. ``reference`` runs the published code without our shortcuts, for comparison.
+        stop. ``place`` puts the loaded networks where they run (default: all on ``device``). ``guide`` may edit what
+        each step predicts. Without ``pair_guidance`` the halves of guidance take turns, with half the memory.
+        ``reference`` runs the published pipeline's own code, without our shortcuts, for comparison. ``options`` are
+        the kind's own (:mod:`facelock.blueprint.options`).
 
         Raises ``ModelError``, ``DeviceError``, and ``ConfigError`` for sizes that the checkpoint cannot do.
         """
@@ -91,6 +93,7 @@ class WanBackbone:
         self.window, self.context = window, context
         self.steps, self.guidance_scale, self.negative_prompt = steps, guidance_scale, negative_prompt
         self.context_noise, self.on_step, self.guide = context_noise, on_step, guide
+        self._take(**options)
         self.device, self._folder = torch.device(device), Path(folder)
         dtype = dtype_of(precision, self.device)
         parts = load_checkpoint(self._folder, self.layout, device=self.device, dtype=dtype, place=place)
@@ -140,9 +143,11 @@ class WanBackbone:
         ``FaceLockError`` naming the step where the latents stopped being finite, also in float32.
         """
         self._check_context(context)
+        if self.guide is not None:
+            self.guide.begin(references)
         with torch.no_grad(), device_errors(str(self.device)):
             past = self._condition(context, references)
-            latents = self._sample(self._embed(prompt), past, seed)
+            latents = self._sample(self._texts(prompt), past, seed)
             frames = self._decode(latents)
         return self._new(frames, context).contiguous()
 
@@ -156,11 +161,18 @@ class WanBackbone:
 
     # ------------------------------------------------------------------ what a kind may change
 
+    def _take(self) -> None:
+        """Take the kind's own settings, which are keyword arguments."""
+
     def _condition(self, context: Tensor | None, references: Sequence[Identity]) -> Any:
         """What the past and the references become for the transformer: the past's latents, if there is one."""
         return None if context is None else self._encode(context)
 
-    def _denoise(self, texts: Tensor, past: Any, seed: int) -> Tensor:
+    def _texts(self, prompt: str) -> Any:
+        """What :meth:`_denoise` needs of the prompt: its text states."""
+        return self._embed(prompt)
+
+    def _denoise(self, texts: Any, past: Any, seed: int) -> Tensor:
         """Clean latents of one window, (1, z, F, h, w) float32; ``past`` is what :meth:`_condition` returned."""
         raise NotImplementedError
 
@@ -185,7 +197,7 @@ class WanBackbone:
 
     # ------------------------------------------------------------------ denoising
 
-    def _sample(self, texts: Tensor, past: Any, seed: int) -> Tensor:
+    def _sample(self, texts: Any, past: Any, seed: int) -> Tensor:
         """Denoise one window; when a step is not finite, once more in float32."""
         try:
             return self._denoise(texts, past, seed)
@@ -216,26 +228,20 @@ class WanBackbone:
         known: int = 0,
         *,
         skip: int = 0,
-        guided: int | None = None,
         **options: Any,
     ) -> Tensor:
         """One step of the solver for (1, z, F, h, w) ``latents``: all but the first ``known``, (1, z, F - known, h, w).
 
-        ``velocity`` is of that shape too. The guide sees none of the first ``skip`` latents, which are no frames, and
-        is told that ``guided`` (default: ``known``) of the others are past. ``options`` go to the scheduler. Raises
-        :class:`NotFiniteError`.
+        ``velocity`` is of that shape too. The guide sees none of the first ``skip`` latents, which are no frames.
+        ``options`` go to the scheduler. Raises :class:`NotFiniteError`.
         """
-        new = latents[:, :, known:]
-        if self.guide:
-            # an edit of x0 = x - σ·v inside the step is exact with every solver; one of the latents is not
-            sigma = float(scheduler.sigmas[step])
-            x0 = torch.cat([latents[:, :, :known], new - sigma * velocity], dim=2)
-            edited = self.guide(x0[:, :, skip:], sigma, step, known if guided is None else guided)
-            x0 = torch.cat([x0[:, :, :skip], edited], dim=2)
-            velocity = (new - x0[:, :, known:]) / max(sigma, 1e-6)
+        if self.guide is not None:
+            shown, sigma = latents[:, :, skip:], scheduler.sigmas[step]
+            led = steered(self.guide, velocity[:, :, skip:], shown, sigma, step, known)
+            velocity = torch.cat([velocity[:, :, :skip], led], dim=2)
         # one step for all new latents: the solver's state is the same for each
         after: Tensor = scheduler.step(
-            velocity, scheduler.timesteps[step], new, return_dict=False, **options
+            velocity, scheduler.timesteps[step], latents[:, :, known:], return_dict=False, **options
         )[0]
         if not torch.isfinite(after).all():
             raise NotFiniteError(

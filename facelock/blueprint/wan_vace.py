@@ -22,7 +22,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,8 +51,6 @@ class Control:
     """(1, 2·z + 64, R + F, h, w): kept and remade part of the video, and the mask, 8 × 8 pixels to a latent."""
     pictures: int
     """R, the reference pictures in front."""
-    known: int
-    """Latents of the locked tail."""
 
 
 class WanVace(WanBackbone):
@@ -72,25 +69,17 @@ class WanVace(WanBackbone):
         optional=frozenset({"transformer", "transformer_2"}),
     )
 
-    def __init__(
+    def _take(
         self,
-        folder: str | Path,
         *,
         conditioning_scale: float = 1.0,
         reference_pictures: int = 1,
         guidance_scale_2: float | None = None,
-        **settings: Any,
     ) -> None:
-        """Load the checkpoint; ``settings`` are those of :class:`~facelock.blueprint.wan_base.WanBackbone`.
-
-        ``conditioning_scale`` is the weight of the control branch, ``reference_pictures`` how many pictures of each
-        character go in, best first: each costs a latent frame. ``guidance_scale_2`` is the guidance of the second
-        transformer, where there is one (default: the same).
-        """
+        """What :class:`facelock.blueprint.options.WanVaceOptions` describes."""
         self.conditioning_scale, self.reference_pictures = conditioning_scale, reference_pictures
         self.guidance_scale_2 = guidance_scale_2
         self._without_pictures: set[str] = set()
-        super().__init__(folder, **settings)
         self._grey: Tensor | None = None
 
     # ------------------------------------------------------------------ past and references
@@ -106,8 +95,7 @@ class WanVace(WanBackbone):
             seen = self._encode_video(picture[None, :, None])
             video = torch.cat([torch.cat([seen, torch.zeros_like(seen)], dim=1), video], dim=2)
         mask = functional.pad(mask, (0, 0, 0, 0, len(pictures), 0))
-        known = 0 if context is None else (self.context - 1) // self._scales()[0] + 1
-        return Control(torch.cat([video, mask], dim=1), len(pictures), known)
+        return Control(torch.cat([video, mask], dim=1), len(pictures))
 
     def _frames(self) -> int:
         """Frames of the window as the autoencoder writes them: 1 more than a multiple of 4."""
@@ -172,9 +160,7 @@ class WanVace(WanBackbone):
         scheduler = self._fresh_scheduler()
         for index, timestep in enumerate(scheduler.timesteps):
             velocity = self._predict(latents, timestep, texts, past.latents)
-            latents = self._advance(
-                scheduler, velocity, latents, index, skip=past.pictures, guided=past.known
-            )
+            latents = self._advance(scheduler, velocity, latents, index, skip=past.pictures)
         return latents[:, :, past.pictures :]
 
     def _predict(self, latents: Tensor, timestep: Tensor, texts: Tensor, control: Tensor) -> Tensor:
@@ -209,9 +195,8 @@ class WanVace(WanBackbone):
         super()._check_settings(folder)
         self._boundary = self._read_boundary(folder)
         channels, pixels = self._vae.config.z_dim, self._scales()[1]
-        for name, network in self.modules.items():
-            if not name.startswith("transformer"):
-                continue
+        for name in sorted(self.modules.keys() & {"transformer", "transformer_2"}):
+            network = self._network(name)
             found = (network.config.in_channels, network.config.vace_in_channels)
             if found != (channels, 2 * channels + pixels**2):
                 raise ModelError(

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from facelock import __version__
+from facelock.cli.doctor import EXAMPLES as DOCTOR_EXAMPLES
+from facelock.cli.doctor import doctor
 from facelock.cli.identity import identity
 from facelock.cli.lock import EXAMPLES as LOCK_EXAMPLES
 from facelock.cli.lock import lock
@@ -119,7 +121,12 @@ def generate(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another seed, another clip.")] = 0,
     size: Annotated[
         str | None,
-        typer.Option("--size", metavar="SIDE|WxH", help="Final size in pixels. Default: the recipe's."),
+        typer.Option(
+            "--size",
+            metavar="SIZE",
+            help="Final size: 480p, 540p, 720p, 1080p, 1440p, 4k or a short side in pixels, of the recipe's shape; "
+            "or WxH, cut to that shape. Default: the recipe's.",
+        ),
     ] = None,
     recipe: RecipeName = "miniature",
     device: Device = "auto",
@@ -223,6 +230,7 @@ def verify(
 
 
 app.command(epilog=LOCK_EXAMPLES)(lock)
+app.command(epilog=DOCTOR_EXAMPLES)(doctor)
 
 BENCHMARKS = {
     "drift": "Chained backbone, plain swap and FaceLock side by side over long clips.",
@@ -231,6 +239,7 @@ BENCHMARKS = {
     "stages": "Each stage's cost against the plain tools', long clips, overlap, and every speed choice.",
     "gpu": "Production-size models with random weights at true shapes; tiny ones without a GPU.",
     "across": "How alike true renders of one person are within a clip and across clips.",
+    "pairs": "Two people in one shot: wrong-person frames and margins.",
     "film": "What a storyboard of equal shots costs beyond its shots.",
     "lock": "The lock stage against a plain insightface loop with the same nets.",
     "real": "Real photos and videos: separation, verify against the libraries' own loops, false alarms.",

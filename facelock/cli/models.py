@@ -32,6 +32,7 @@ Examples:
 \b
   facelock models list --commercial
   facelock models pull opencv/yunet opencv/sface
+  facelock models pull skyreels-v2-1.3b
   facelock models verify"""
 
 models = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, epilog=EXAMPLES)
@@ -57,11 +58,13 @@ def list_models(
 
 def table(found: Sequence[Standing]) -> str:
     """The list as aligned plain text, one weight a line."""
+    from facelock.weights import mebibytes
+
     rows = [("NAME", "TASK", "SIZE", "HERE", "COMMERCIAL", "LICENCE", "USED BY")]
     for standing in found:
         entry = standing.entry
         allowed = "yes" if entry.commercial else "no"
-        size, users = f"{entry.bytes / MIB:.1f} MiB", ", ".join(entry.used_by)
+        size, users = mebibytes(entry.size), ", ".join(entry.used_by)
         rows.append((entry.name, entry.task, size, standing.state, allowed, entry.licence, users))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
@@ -82,7 +85,8 @@ def pull_models(
     """Fetch public weights into the cache folder, verified by their sha256; print where they are.
 
     The folder is $FACELOCK_HOME/models, else ~/.cache/facelock/models. Interrupted, the same command goes on
-    where it stopped.
+    where it stopped. Repositories that ask for an account are given the token in $HF_TOKEN; $HF_ENDPOINT names a
+    mirror of the hub.
     """
     from facelock.cli.terminal import Signals, show_log
     from facelock.weights.pull import find
@@ -98,13 +102,17 @@ def pull_models(
 
 def _pull(entry: Entry, quiet: bool) -> None:
     """Fetch one weight unless it is here; say first how large it is and what its licence allows."""
+    from facelock.weights import mebibytes
     from facelock.weights.pull import first_damage, pull_entry
 
     if first_damage(entry) is None:
         _say(f"{entry.name}: is here already", quiet)
         return
-    size = (entry.fetch.bytes if entry.fetch else 0) or entry.bytes
-    _say(f"{entry.name}: {entry.task}, {size / MIB:.1f} MiB, {entry.licence}", quiet)
+    size = (entry.fetch.bytes if entry.fetch else 0) or entry.size
+    about = "" if entry.sha256 or entry.files else "about " if size else "of a size its publisher will say, "
+    _say(f"{entry.name}: {entry.task}, {about}{mebibytes(size) + ', ' if size else ''}{entry.licence}", quiet)
+    if entry.is_recorded:
+        _say(f"{entry.name}: from {entry.source}", quiet)
     if not entry.commercial:
         _say(f"{entry.name}: its licence does not allow commercial use", quiet)
     with _bytes_shown(quiet) as tell:

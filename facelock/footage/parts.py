@@ -11,20 +11,21 @@ from torch import Tensor
 
 from facelock.alignment import aligner_class
 from facelock.assembly import Assembly
-from facelock.closed_loop import Locker, RestoreLoop
+from facelock.closed_loop import Locker
 from facelock.errors import ConfigError
 from facelock.ledger import Judge
 from facelock.perception import MINIATURE, Perception, open_perception
 from facelock.pipeline import Pipeline
 from facelock.protocols import FacePack
 from facelock.recipe import Recipe, load_recipe
+from facelock.restore_loop import RestoreLoop
 from facelock.runtime import resolve_device
 
 WARP = "warp"
 """The aligner for recognisers that no generative aligner was trained with."""
 WARP_LADDER = (1.0, 1.5, 2.0)
 """Its strengths: all of the texture, then more and more of the face's shape."""
-_ROLES = ("faces.", "lock.", "restore.restorer", "judge.")
+_ROLES = ("faces.", "lock.", "restore.restorer", "restore.faceid.", "judge.")
 
 
 class SameSize:
@@ -138,10 +139,15 @@ def _of_packs(parts: Assembly, seen: Perception, aligner: str) -> LockParts:
 def _locker(recipe: Recipe, pack: FacePack, aligner: str, device: str) -> Locker:
     """An aligner that needs no weights of its own; done when the encoder is sure."""
     made: Any = aligner_class(aligner)
+    if aligner != WARP:
+        raise ConfigError(
+            f"The aligner {aligner} has models of its own, which this recipe does not name. Give a recipe of that kind "
+            f"with --recipe, or --aligner {WARP}."
+        )
     return Locker(
         pack,
         made(encoder=pack.encoder.id, batch=recipe.lock.batch, device=device),
-        ladder=WARP_LADDER if aligner == WARP else (1.0,),
+        ladder=WARP_LADDER,
         target=pack.encoder.thresholds.far_1e4,
     )
 
@@ -151,15 +157,7 @@ def _restorer(recipe: Recipe, parts: Assembly) -> RestoreLoop | None:
     own = parts.restorer
     if own.restorer is None:
         return None
-    settings = recipe.restore
-    return RestoreLoop(
-        parts.pack,
-        SameSize(),
-        own.restorer,
-        ladder=settings.ladder,
-        target=settings.target,
-        consistency=settings.consistency,
-    )
+    return RestoreLoop(parts.pack, SameSize(), own.restorer, **recipe.restore.loop_options())
 
 
 def _independent(judge: Judge, pack: FacePack) -> Judge:

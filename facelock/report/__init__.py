@@ -175,7 +175,7 @@ def _step(record: AlignRecord | None) -> Step | None:
     return None if record is None else Step(**{key: _short(getattr(record, key), 5) for key in _STEP})
 
 
-_STEP = ("before", "after", "rung", "met", "consistency")
+_STEP = ("before", "after", "rung", "met", "consistency", "share")
 
 
 def _character(identity: Identity, made: _Made, thresholds: Thresholds, ceiling: float | None) -> Character:

@@ -82,6 +82,8 @@ class Step:
     """Whether the stage's own target was reached."""
     consistency: float | None = None
     """Restoration only: RMS difference in [0, 1] between the result, downsampled, and what came in."""
+    share: float | None = None
+    """Restoration only: share of the restored face in what was kept, in [0, 1]; 0: the plainly enlarged face."""
 
 
 @_record

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import Any
 
 from facelock.errors import ConfigError
 
-if TYPE_CHECKING:
-    from facelock.restoration.onnx_restorer import OnnxRestorer
-    from facelock.restoration.onnx_upscaler import OnnxUpscaler
-
-UPSCALERS = ("onnx_upscaler",)
-RESTORERS = ("onnx_restorer",)
-"""Kinds that a recipe can name."""
-
-
-def upscaler_class(kind: str) -> type[OnnxUpscaler]:
-    """Class of the upscaler ``kind``. Raises ``ConfigError`` for an unknown one."""
-    if kind not in UPSCALERS:
-        raise ConfigError(f"no upscaler is called {kind!r}. Give one of {', '.join(UPSCALERS)}.")
-    from facelock.restoration.onnx_upscaler import OnnxUpscaler
-
-    return OnnxUpscaler
+UPSCALERS = {
+    "onnx_upscaler": "OnnxUpscaler",
+    "compact_upscaler": "CompactUpscaler",
+    "spandrel_upscaler": "SpandrelUpscaler",
+}
+RESTORERS = {
+    "onnx_restorer": "OnnxRestorer",
+    "spandrel_restorer": "SpandrelRestorer",
+    "faceid_restorer": "FaceIDRestorer",
+}
+"""Kinds that a recipe can name, and their classes; each is a module of this package, imported when it is asked for."""
 
 
-def restorer_class(kind: str) -> type[OnnxRestorer]:
-    """Class of the face restorer ``kind``. Raises ``ConfigError`` for an unknown one."""
-    if kind not in RESTORERS:
-        raise ConfigError(f"no face restorer is called {kind!r}. Give one of {', '.join(RESTORERS)}.")
-    from facelock.restoration.onnx_restorer import OnnxRestorer
+def upscaler_class(kind: str) -> Any:
+    """Class of the upscaler ``kind``, a :class:`facelock.protocols.Upscaler`. Raises ``ConfigError`` for an unknown
+    one."""
+    return _class(kind, UPSCALERS, "upscaler")
 
-    return OnnxRestorer
+
+def restorer_class(kind: str) -> Any:
+    """Class of the face restorer ``kind``, a :class:`facelock.protocols.FaceRestorer`. Raises ``ConfigError`` for an
+    unknown one."""
+    return _class(kind, RESTORERS, "face restorer")
+
+
+def _class(kind: str, known: dict[str, str], what: str) -> Any:
+    if kind not in known:
+        raise ConfigError(f"no {what} is called {kind!r}. Give one of {', '.join(known)}.")
+    return getattr(import_module(f"facelock.restoration.{kind}"), known[kind])

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from facelock.errors import ConfigError, ModelError
 from facelock.types import Thresholds
-from facelock.weights.catalog import Catalog, Entry
+from facelock.weights.catalog import Catalog, Entry, cache_dir
+from facelock.weights.receipt import recorded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,22 +41,24 @@ def _digest(path: Path, stamp: tuple[int, int]) -> str:
 
 
 def digest(path: Path) -> str:
-    """:func:`sha256_file`, remembered for a file of this size and time. Raises ``ModelError`` when it is missing."""
+    """:func:`sha256_file`, remembered for a file of this size and time; of a downloaded one whose digest was recorded,
+    from that record while size and time are the same. Raises ``ModelError`` when it is missing."""
     try:
         stat = path.stat()
-        return _digest(path, (stat.st_size, stat.st_mtime_ns))
+        return recorded(path, cache_dir()) or _digest(path, (stat.st_size, stat.st_mtime_ns))
     except OSError as error:
         raise ModelError(
             f"{path}: cannot be read ({error.strerror}). Reinstall FaceLock, or fetch the model again."
         ) from error
 
 
-def locate(name: str, *, commercial: bool = False) -> Path:
+def locate(name: str, *, commercial: bool = False, pickled: bool = False) -> Path:
     """A catalog name, or a path the user gave, → an existing file or folder.
 
     Bundled and pulled weights are checked against the catalog's sha256 (once per process and file). With
-    ``commercial``, :func:`require_commercial` first. Raises ``ModelError`` when nothing is there (saying how to
-    pull it), when it is a pickle, or when the digest differs.
+    ``commercial``, :func:`require_commercial` first. ``pickled`` allows a pickle, to those who read it with
+    ``weights_only``. Raises ``ModelError`` when nothing is there (saying how to pull it), when it is a pickle, or when
+    the digest differs.
     """
     if commercial:
         require_commercial([name])
@@ -66,7 +69,8 @@ def locate(name: str, *, commercial: bool = False) -> Path:
     path = _existing(name)
     if path is None:
         raise catalog.unknown(name)
-    _refuse_pickle(path)
+    if not pickled:
+        _refuse_pickle(path)
     return path
 
 
@@ -90,7 +94,8 @@ def _existing(name: str | Path) -> Path | None:
 
 def is_here(entry: Entry) -> bool:
     """Whether every file of ``entry`` is on this machine; says nothing of their content."""
-    return all(path.is_file() for path in entry.digests())
+    files = entry.digests()
+    return bool(files) and all(path.is_file() for path in files)
 
 
 def _verified(entry: Entry) -> Path:
@@ -107,8 +112,15 @@ def missing(entry: Entry) -> str:
     what = f"{entry.name} is not on this machine"
     if entry.fetch is None:
         return f"{what}, and its publisher no longer offers it. Put it at {entry.path}, or choose another."
-    size = (entry.fetch.bytes or entry.bytes) / 2**20
-    return f"{what}. Get it with: facelock models pull {entry.name} ({size:.1f} MiB, {entry.licence})."
+    size = f"{mebibytes(entry.fetch.bytes or entry.size)}, " if entry.fetch.bytes or entry.size else ""
+    return f"{what}. Get it with: facelock models pull {entry.name} ({size}{entry.licence})."
+
+
+def mebibytes(size: int) -> str:
+    """``"12.3 MiB"``, from ten gibibytes on ``"12.3 GiB"``; ``"?"`` for 0, which stands for a size nobody knows."""
+    if size >= 10 * 2**30:
+        return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**20:.1f} MiB" if size else "?"
 
 
 def damaged(entry: Entry, path: Path) -> str:

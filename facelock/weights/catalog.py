@@ -9,8 +9,9 @@
 
 Two files in ``models/`` make it: ``catalog.toml`` (bundled weights, written by ``python -m facelock.miniature
 export``; paths beside it) and ``public.toml`` (public weights, kept by hand; paths in :func:`cache_dir`). Both are
-checked key by key. How a public weight is fetched is a table of its own whose ``kind`` names the way, so that
-another way (a hub's repository at a revision) is one more kind. Knows nothing of torch.
+checked key by key. How a public weight is fetched is a table of its own whose ``kind`` names the way: a file, an
+archive, or a folder of a hub's repository at a revision. Digests that the catalog does not know are those of the
+first download (:mod:`facelock.weights.receipt`). Knows nothing of torch.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from facelock.assets import asset_dir
 from facelock.errors import ModelError
 from facelock.types import Thresholds
+from facelock.weights.receipt import Receipt, read_receipt
 
 LARGEST_FILE = 1 << 20
 """Bytes; a catalog is some pages of text."""
@@ -49,7 +51,8 @@ def cache_dir() -> Path:
     return base / "facelock" / "models"
 
 
-def _relative(path: str) -> str:
+def relative_path(path: str) -> str:
+    """``path`` itself when it is plain and relative, so that nothing it names lies elsewhere; else ``ValueError``."""
     parts = PurePosixPath(path).parts
     if (
         not parts
@@ -67,11 +70,19 @@ def _https(url: str) -> str:
     return url
 
 
-RelativePath = Annotated[str, AfterValidator(_relative)]
+RelativePath = Annotated[str, AfterValidator(relative_path)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Url = Annotated[str, AfterValidator(_https)]
 Line = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$", max_length=80)]
+
+
+Repository = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$")]
+Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,99}$")]
+Glob = Annotated[str, Field(pattern=r"^[A-Za-z0-9_*.+-]+(/[A-Za-z0-9_*.+-]+)*$", max_length=200)]
+DIFFUSERS = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt", "*/*.jinja")
+"""What is taken of a hub's repository unless its row says otherwise: the parts of a diffusers folder, no pickles, no
+code, no pictures, and no checkpoints of another format that lie in its root."""
 
 
 class _Checked(BaseModel):
@@ -81,14 +92,32 @@ class _Checked(BaseModel):
 class Fetch(_Checked):
     """How a public weight comes here."""
 
-    kind: Literal["file", "zip"] = "file"
-    """``file``: the address gives the weight itself; ``zip``: an archive that holds the entry's ``files``."""
-    urls: tuple[Url, ...] = Field(min_length=1)
-    """Tried in this order; every one gives the same bytes."""
+    kind: Literal["file", "zip", "hub"] = "file"
+    """``file``: the address gives the weight itself; ``zip``: an archive that holds the entry's ``files``; ``hub``:
+    a folder of files of a repository on the Hugging Face hub."""
+    urls: tuple[Url, ...] = ()
+    """Of a file or an archive: tried in this order; every one gives the same bytes."""
     bytes: int = Field(default=0, ge=0)
     """Size of what is downloaded; 0: the entry's own."""
     sha256: Sha256 | None = None
     """Of what is downloaded; None: the entry's own."""
+    published: str | None = Field(default=None, pattern=r"^(md5:[0-9a-f]{32}|git:[0-9a-f]{40})$")
+    """Of a file whose sha256 nobody published: its md5, or its git blob id. Its sha256 is then recorded when it comes
+    first (:mod:`facelock.weights.receipt`)."""
+    repo: Repository | None = None
+    """Of a hub: owner/name."""
+    revision: Revision = "main"
+    """Of a hub: a commit where a public project pins one, else a branch; its commit is recorded when it comes first."""
+    include: tuple[Glob, ...] = Field(default=DIFFUSERS, min_length=1)
+    """Of a hub: which files, a star within one name; each must match one, but for :data:`DIFFUSERS`."""
+    variant: str = Field(default="", pattern=r"^[a-z0-9_]*$")
+    """Of a hub: ``x.<variant>.safetensors`` is kept as ``x.safetensors``; other safetensors are left out."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Fetch:
+        if (self.kind == "hub") != bool(self.repo) or (self.kind == "hub") == bool(self.urls):
+            raise ValueError("needs a repo for the kind hub, and urls for every other kind")
+        return self
 
 
 class _Accept(_Checked):
@@ -101,6 +130,7 @@ class _Row(_Checked):
     """One row of either file, as it is written."""
 
     path: RelativePath
+    aliases: tuple[Name, ...] = ()
     task: Line = ""
     licence: Line = ""
     commercial: bool = Field(default=False, strict=True)
@@ -116,12 +146,13 @@ class _Row(_Checked):
 
     @model_validator(mode="after")
     def _whole(self) -> _Row:
-        if (self.sha256 is None) == (not self.files):
-            raise ValueError("needs either a sha256 or a table of files")
         fetch = self.fetch
+        first = fetch is not None and (fetch.kind == "hub" or fetch.published is not None)
+        if (self.sha256 is None) == (not self.files) and not (first and self.sha256 is None):
+            raise ValueError("needs either a sha256 or a table of files")
         if fetch and fetch.kind == "zip" and not (self.files and fetch.sha256 and fetch.bytes):
             raise ValueError("a zip needs its own bytes and sha256, and the files it holds")
-        if fetch and fetch.kind == "file" and not (self.sha256 and self.bytes):
+        if fetch and fetch.kind == "file" and not first and not (self.sha256 and self.bytes):
             raise ValueError("what is fetched needs bytes and a sha256: nothing unknown is downloaded")
         return self
 
@@ -146,6 +177,8 @@ class Entry:
     name: str
     path: Path
     """Absolute path of the file or folder, whether it is there or not."""
+    aliases: tuple[str, ...] = ()
+    """Other names of it."""
     task: str = ""
     licence: str = ""
     commercial: bool = False
@@ -153,7 +186,7 @@ class Entry:
     source: str = ""
     layout: str = ""
     bytes: int = 0
-    """On the disk."""
+    """On the disk; of a hub's folder about that many, and 0 where nobody says: the hub does, when it is asked."""
     sha256: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
     """For a folder: relative path → sha256."""
@@ -166,11 +199,38 @@ class Entry:
     """How it is pulled; None for bundled weights, and for those that nobody offers."""
     bundled: bool = True
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether its digests are those of its first download, not (all) the catalog's."""
+        return self.fetch is not None and (self.fetch.kind == "hub" or self.fetch.published is not None)
+
+    def receipt(self) -> Receipt | None:
+        """The record of its first download; None when there is none, or it is of another commit than the catalog's."""
+        found = read_receipt(self.path) if self.is_recorded else None
+        wanted = self.fetch.revision if self.fetch and self.fetch.kind == "hub" else ""
+        pinned = re.fullmatch(r"[0-9a-f]{40}", wanted)
+        return None if found and pinned and found.commit != wanted else found
+
     def digests(self) -> Mapping[Path, str]:
-        """Absolute path → sha256 of every file of it."""
-        if self.files:
-            return {self.path / name: digest for name, digest in self.files.items()}
-        return {self.path: self.sha256}
+        """Absolute path → sha256 of every file of it; nothing where only a first download can tell."""
+        if self.is_recorded:
+            receipt = self.receipt()
+            if receipt is None:
+                return {}
+            if self.fetch and self.fetch.kind != "hub":
+                return {self.path.with_name(name): kept.sha256 for name, kept in receipt.files.items()}
+            known = {name: kept.sha256 for name, kept in receipt.files.items()} | dict(self.files)
+        elif self.files:
+            known = dict(self.files)
+        else:
+            return {self.path: self.sha256}
+        return {self.path / name: digest for name, digest in known.items()}
+
+    @property
+    def size(self) -> int:
+        """Bytes on the disk, from the record of its download where there is one; 0 when nobody knows yet."""
+        receipt = self.receipt()
+        return sum(kept.bytes for kept in receipt.files.values()) if receipt else self.bytes
 
 
 @dataclass(frozen=True)
@@ -201,11 +261,12 @@ class Catalog:
         return cls(entries, {**bundled.known, **public.known})
 
     def find(self, name: str) -> Entry | None:
-        """The row called ``name``, or written with dashes for slash and underscores (``opencv-sface``)."""
+        """The row called ``name``, or so with dashes for slash and underscores (``opencv-sface``); aliases count."""
         if name in self.entries:
             return self.entries[name]
         wanted = _dashed(name)
-        return next((entry for entry in self.entries.values() if _dashed(entry.name) == wanted), None)
+        named = (e for e in self.entries.values() if wanted in map(_dashed, (e.name, *e.aliases)))
+        return next(named, None)
 
     def entry(self, name: str) -> Entry:
         """:meth:`find`, but raises ``ModelError`` naming the closest ones."""
@@ -229,7 +290,7 @@ class Catalog:
     def _holding(self, sha256: str) -> Iterator[Known]:
         for entry in self.entries.values():
             archive = entry.fetch.sha256 if entry.fetch else None
-            if sha256 in (entry.sha256, archive, *entry.files.values()):
+            if sha256 in (entry.sha256, archive, *entry.files.values(), *entry.digests().values()):
                 yield Known(name=entry.name, licence=entry.licence, commercial=entry.commercial)
 
 

@@ -12,6 +12,7 @@ also from another of the addresses: the sha256 decides in the end.
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import ipaddress
 import json
@@ -43,10 +44,23 @@ FINAL = range(400, 500)
 PASSING = {408, 416, 425, 429}
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 MIB = 2**20
+LINKED = "X-Linked-Etag"
+"""The header in which the hub tells the sha256 of a large file before it sends the client elsewhere for it."""
+
+
+class GatedError(ModelError):
+    """The server wants to know who asks, or does not give it to this one."""
+
+    def __init__(self, sentence: str, status: int) -> None:
+        super().__init__(sentence)
+        self.status = status
+        """401 or 403."""
 
 
 class _RefusedError(Exception):
     """This address is of no use: asking it again would change nothing."""
+
+    status = 0
 
 
 class _AgainError(Exception):
@@ -62,15 +76,23 @@ class Wire:
     loopback: bool = False
     """Also take ``http://127.0.0.1``: for tests, which run a server of their own. Nothing else sets it."""
 
-    def open(self, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-        """Ask for ``url`` and return the answer, redirects followed. Raises ``_RefusedError``, ``OSError``."""
+    def open(self, url: str, headers: Mapping[str, str], method: str = "GET") -> http.client.HTTPResponse:
+        """Ask for ``url`` and return the answer, redirects followed; its headers tell ``X-Linked-Etag``, whichever
+        answer on the way had it. ``Authorization`` goes to the host of ``url`` alone.
+
+        Raises ``_RefusedError``, ``OSError``.
+        """
         self.check(url)
-        request = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 - checked just above
+        plain = {key: value for key, value in headers.items() if key != "Authorization"}
+        request = urllib.request.Request(url, headers=plain, method=method)  # noqa: S310 - checked just above
+        if "Authorization" in headers:
+            request.add_unredirected_header("Authorization", headers["Authorization"])
+        redirects = _Redirects(self)
         opener = urllib.request.OpenerDirector()
         handlers = [
             urllib.request.ProxyHandler({} if self.loopback else None),
             _Https(),
-            _Redirects(self),
+            redirects,
             urllib.request.HTTPDefaultErrorHandler(),
             urllib.request.HTTPErrorProcessor(),
             *([urllib.request.HTTPHandler()] if self.loopback else []),
@@ -78,6 +100,8 @@ class Wire:
         for handler in handlers:
             opener.add_handler(handler)
         answer: http.client.HTTPResponse = opener.open(request, timeout=self.timeout)
+        if redirects.linked and LINKED not in answer.headers:
+            answer.headers[LINKED] = redirects.linked
         return answer
 
     def check(self, url: str) -> None:
@@ -100,10 +124,19 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
+        self.linked = ""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         self.wire.check(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+        self.linked = headers.get(LINKED, "") or self.linked
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if (
+            request is not None and urlsplit(req.full_url)[:2] == urlsplit(newurl)[:2]
+        ):  # a repository that was renamed
+            for key, value in req.unredirected_hdrs.items():
+                if key == "Authorization":
+                    request.add_unredirected_header(key, value)
+        return request
 
 
 class _Https(urllib.request.HTTPSHandler):
@@ -167,31 +200,106 @@ def download(
     sha256: str,
     name: str = "",
     wire: Wire | None = None,
+    headers: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Bring ``size`` bytes with this ``sha256`` from the first of ``urls`` that gives them to the file ``part``.
 
+    ``sha256`` may be another digest that :func:`matches` knows; ``headers`` are sent too.
     ``progress(name, bytes_done, size)`` is called as they come. Raises ``ModelError`` in one sentence when no
-    address gives the file (what has come stays for the next call, unless its sha256 is wrong), ``StorageError``
-    when the disk is full or cannot be written.
+    address gives the file (what has come stays for the next call, unless its sha256 is wrong), ``GatedError`` among
+    them, ``StorageError`` when the disk is full or cannot be written.
     """
-    stage, reason, useless = name or part.name, "", set[str]()
+    stage, reason, useless, status = name or part.name, "", set[str](), 0
+    wanted = _Wanted(part, size, sha256, wire or Wire(), headers or {})
     for url in [url for _ in range(TRIES) for url in urls]:
         if url in useless:
             continue
         try:
-            _try(
-                url, part, size, sha256, wire or Wire(), lambda done: progress and progress(stage, done, size)
-            )
+            _try(url, wanted, lambda done: progress and progress(stage, done, size))
             _etag_file(part).unlink(missing_ok=True)
             return
         except _RefusedError as error:
-            reason = f"{_host(url)}: {error}"
+            reason, status = f"{_host(url)}: {error}", error.status
             useless.add(url)
         except _AgainError as error:
             reason = f"{_host(url)}: {error}"
         log.debug("%s: %s", stage, reason)
+    if status in (401, 403):
+        raise GatedError(f"{stage}: cannot be fetched ({reason}). Its publisher decides who gets it.", status)
     _give_up(stage, reason, part)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is being fetched, and how."""
+
+    part: Path
+    size: int
+    digest: str
+    wire: Wire
+    headers: Mapping[str, str]
+
+
+def matches(path: Path, digest: str) -> bool:
+    """Whether the file ``path`` is the one with this ``digest``: a sha256 in hex, ``md5:…`` or ``git:…``.
+
+    The last is the id git gives a file, sha1 of ``blob <size>\\0`` and its content. Raises ``OSError``.
+    """
+    kind, _, wanted = digest.rpartition(":")
+    if not kind:
+        return sha256_file(path) == wanted
+    made = hashlib.md5(usedforsecurity=False) if kind == "md5" else hashlib.sha1(usedforsecurity=False)
+    with path.open("rb") as file:
+        if kind == "git":
+            made.update(b"blob %d\x00" % path.stat().st_size)
+        while piece := file.read(PIECE):
+            made.update(piece)
+    return made.hexdigest() == wanted
+
+
+def ask(url: str, headers: Mapping[str, str], *, most: int, name: str, wire: Wire) -> bytes:
+    """A short answer, of at most ``most`` bytes, tried :data:`TRIES` times.
+
+    Raises ``urllib.error.HTTPError`` for an answer that another try would not change, ``ModelError`` about ``name``
+    when nobody answers.
+    """
+    reason = ""
+    for _ in range(TRIES):
+        try:
+            with wire.open(url, {"User-Agent": "facelock", **headers}) as answer:
+                return answer.read(most + 1)[:most]
+        except urllib.error.HTTPError as error:
+            if error.code in FINAL and error.code not in PASSING:
+                raise
+            reason = f"HTTP {error.code} {error.reason}"
+        except _RefusedError as error:
+            reason = str(error)
+            break
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = _reason(error, wire)
+    raise ModelError(
+        f"{name}: cannot be fetched ({_host(url)}: {reason}). Check the network, or try again later."
+    )
+
+
+def size_of(urls: Sequence[str], *, name: str, wire: Wire) -> int:
+    """Bytes of the file behind the first of ``urls`` that says how many it has. Raises ``ModelError``."""
+    reason = ""
+    for url in urls:
+        try:
+            with wire.open(url, {"User-Agent": "facelock", "Accept-Encoding": "identity"}, "HEAD") as answer:
+                length = answer.headers.get("Content-Length", "")
+            if length.isdigit():
+                return int(length)
+            reason = f"{_host(url)}: it does not say how large it is"
+        except urllib.error.HTTPError as error:
+            reason = f"{_host(url)}: HTTP {error.code} {error.reason}"
+        except _RefusedError as error:
+            reason = f"{_host(url)}: {error}"
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = f"{_host(url)}: {_reason(error, wire)}"
+    raise ModelError(f"{name}: cannot be fetched ({reason}). Check the network, or try again later.")
 
 
 def _give_up(stage: str, reason: str, part: Path) -> NoReturn:
@@ -204,25 +312,29 @@ def _give_up(stage: str, reason: str, part: Path) -> NoReturn:
     raise ModelError(f"{what}. Check the network, or try again later.")
 
 
-def _try(url: str, part: Path, size: int, sha256: str, wire: Wire, tell: Any) -> None:
+def _try(url: str, wanted: _Wanted, tell: Any) -> None:
     """One address, once. Raises ``_RefusedError`` or ``_AgainError``."""
+    part, size = wanted.part, wanted.size
     have = _size(part)
     if have > size:
         _forget(part)
         have = 0
-    if have < size:
-        _fill(url, part, have, size, wire, tell)
+    if have < size or not size:
+        _fill(url, wanted, have, tell)
     tell(size)
-    if sha256_file(part) != sha256:
+    if not matches(part, wanted.digest):
         _forget(part)
-        problem = "not the file the catalog knows (sha256 differs); it was discarded"
+        kind = wanted.digest.rpartition(":")[0] or "sha256"
+        problem = f"not the file the catalog knows ({kind} differs); it was discarded"
         raise _AgainError(problem) if have else _RefusedError(problem)
 
 
-def _fill(url: str, part: Path, have: int, size: int, wire: Wire, tell: Any) -> None:
-    """Write the answer behind the ``have`` bytes of ``part``, or from the beginning when the server sends all."""
+def _fill(url: str, wanted: _Wanted, have: int, tell: Any) -> None:
+    """Write the answer behind the ``have`` bytes of the part, or from the beginning when the server sends all."""
+    part, size, wire = wanted.part, wanted.size, wanted.wire
     try:
-        with wire.open(url, _headers(url, part, have)) as answer:
+        with wire.open(url, _headers(url, part, have) | dict(wanted.headers)) as answer:
+            _require_same(answer, wanted.digest)
             have = _beginning(answer, part, have, size)
             if have == 0:
                 _remember(url, answer.headers.get("ETag"), part)
@@ -237,7 +349,10 @@ def _fill(url: str, part: Path, have: int, size: int, wire: Wire, tell: Any) -> 
         if error.code == 416:  # what is here is not a beginning of what is there
             _forget(part)
         kind = _RefusedError if error.code in FINAL and error.code not in PASSING else _AgainError
-        raise kind(f"HTTP {error.code} {error.reason}") from error
+        refused = kind(f"HTTP {error.code} {error.reason}")
+        if isinstance(refused, _RefusedError):
+            refused.status = error.code
+        raise refused from error
     except (
         OSError,
         http.client.HTTPException,
@@ -258,6 +373,13 @@ def _headers(url: str, part: Path, have: int) -> dict[str, str]:
         if etag := _recall(url, part):
             headers["If-Range"] = etag
     return headers
+
+
+def _require_same(answer: http.client.HTTPResponse, digest: str) -> None:
+    """Raise ``_RefusedError`` when the server itself says that it gives another file."""
+    said = answer.headers.get(LINKED, "").strip().removeprefix("W/").strip('"').lower()
+    if len(said) == 64 and len(digest) == 64 and said != digest:
+        raise _RefusedError(f"it gives another file than the catalog knows (sha256 {said[:12]}…)")
 
 
 def _beginning(answer: http.client.HTTPResponse, part: Path, have: int, size: int) -> int:

@@ -39,7 +39,7 @@ class Standing:
             "name": entry.name,
             "task": entry.task,
             "state": self.state,
-            "bytes": entry.bytes,
+            "bytes": entry.size,
             "licence": entry.licence,
             "commercial": entry.commercial,
             "used_by": list(entry.used_by),
@@ -47,10 +47,26 @@ class Standing:
             "layout": entry.layout,
             "published_threshold": entry.published_threshold,
             "path": str(entry.path),
-            "sha256": entry.sha256 or dict(entry.files),
-            "download": entry.fetch.bytes or entry.bytes if entry.fetch else None,
+            "sha256": entry.sha256 or self._digests(),
+            "recorded": entry.is_recorded,
+            "download": entry.fetch.bytes or entry.size if entry.fetch else None,
             "urls": list(entry.fetch.urls) if entry.fetch else [],
+            "repository": entry.fetch.repo if entry.fetch else None,
+            "revision": self._revision(),
         }
+
+    def _digests(self) -> dict[str, str]:
+        """Path below the folder → sha256, as far as it is known: the catalog's, or of the first download."""
+        known = self.entry.digests()
+        folder = self.entry.path if self.entry.path not in known else self.entry.path.parent
+        return {path.relative_to(folder).as_posix(): digest for path, digest in known.items()}
+
+    def _revision(self) -> str | None:
+        """The commit of what is here, else the one that would be asked for."""
+        fetch, receipt = self.entry.fetch, self.entry.receipt()
+        if fetch is None or fetch.kind != "hub":
+            return None
+        return receipt.commit if receipt else fetch.revision
 
 
 def inventory(*, commercial: bool = False) -> tuple[Standing, ...]:

@@ -4,8 +4,9 @@
 
     path = pull("opencv/sface", progress=lambda stage, done, total: ...)
 
-Any number of processes may pull the same weight at once: one fetches, the others wait for it. A weight appears
-under its final name only when all of it is there and its sha256 is the catalog's.
+Any number of processes may pull the same weight at once: one fetches, the others wait for it. A weight, a hub's
+folder of fifty files too, appears under its final name only when all of it is there and its sha256 is the catalog's,
+or that of its first download where the catalog cannot know it.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from facelock.errors import ConfigError, InputError, ModelError, OutputBusyError, StorageError
-from facelock.files import lock_file, publish, sync_folder
+from facelock.errors import ConfigError, InputError, ModelError, OutputBusyError
+from facelock.files import lock_file, publish
 from facelock.protocols import Progress
 from facelock.weights import damaged, digest, is_here, missing, require_commercial, sha256_file
 from facelock.weights.catalog import Catalog, Entry, Fetch
-from facelock.weights.download import MIB, PIECE, Wire, cache_error, download
+from facelock.weights.download import PIECE, Wire, cache_error, download, size_of
+from facelock.weights.hub import fetch_hub
+from facelock.weights.placing import arrived, cache_errors, part_of, require_room, swap
+from facelock.weights.receipt import Kept, Receipt, receipt_path, write_receipt
 
 log = logging.getLogger(__name__)
 
-MARGIN = 16 * MIB
-"""Bytes that stay free on the disk."""
 WAIT = 0.2
 """Seconds between two looks at what another process is fetching."""
 
@@ -68,7 +70,7 @@ def pull_entry(entry: Entry, *, progress: Progress | None = None, wire: Wire | N
         raise ModelError(missing(entry) if not is_here(entry) else damaged(entry, entry.path))
     tell = progress or (lambda *_: None)
     folder = entry.path.parent
-    with _cache(folder):
+    with cache_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise cache_error(PermissionError(13, "Permission denied"), folder)
@@ -80,28 +82,50 @@ def pull_entry(entry: Entry, *, progress: Progress | None = None, wire: Wire | N
 
 def first_damage(entry: Entry) -> Path | None:
     """The first file of ``entry`` that is missing or not the one the catalog knows; None when it is whole."""
-    for path, sha256 in entry.digests().items():
+    known = entry.digests()
+    for path, sha256 in known.items():
         if not path.is_file() or digest(path) != sha256:
             return path
-    return None
+    return None if known else entry.path
 
 
 def _fetch_file(entry: Entry, fetch: Fetch, wire: Wire, tell: Progress) -> None:
     """The address gives the weight itself."""
-    part = _part(entry)
-    size = fetch.bytes or entry.bytes
-    _require_room(part, size)
-    download(
-        fetch.urls, part, size=size, sha256=fetch.sha256 or entry.sha256,
-        name=entry.name, wire=wire, progress=tell,
-    )  # fmt: skip
+    part, digest = part_of(entry), fetch.sha256 or entry.sha256 or fetch.published or ""
+    size = fetch.bytes or entry.bytes or size_of(fetch.urls, name=entry.name, wire=wire)
+    _room(part, size)
+    download(fetch.urls, part, size=size, sha256=digest, name=entry.name, wire=wire, progress=tell)
+    if fetch.published:
+        _record(entry, part, fetch.urls[0])
     publish(part, entry.path)
+
+
+def _record(entry: Entry, part: Path, source: str) -> None:
+    """Remember the sha256 of a file of which only a weaker digest was published; it holds from now on."""
+    before, sha256 = entry.receipt(), sha256_file(part)
+    if before and sha256 not in (kept.sha256 for kept in before.files.values()):
+        part.unlink()
+        raise ModelError(
+            f"{entry.name}: not the file that was recorded when it came first; it was discarded. Do not use it, or "
+            f"remove {receipt_path(entry.path)} to take it as it is now."
+        )
+    stat = part.stat()
+    kept = Kept(sha256, stat.st_size, stat.st_mtime_ns)
+    write_receipt(entry.path, Receipt(source, {entry.path.name: kept}))
+    if before is None:
+        log.info(
+            "%s: its sha256 is recorded in %s and holds from now on", entry.name, receipt_path(entry.path)
+        )
+
+
+def _room(part: Path, size: int) -> None:
+    require_room(part.parent, size - (part.stat().st_size if part.exists() else 0))
 
 
 def _fetch_zip(entry: Entry, fetch: Fetch, wire: Wire, tell: Progress) -> None:
     """The address gives an archive of the entry's files."""
-    part = _part(entry)
-    _require_room(part, fetch.bytes + entry.bytes)
+    part = part_of(entry)
+    _room(part, fetch.bytes + entry.bytes)
     download(
         fetch.urls, part, size=fetch.bytes, sha256=fetch.sha256 or "",
         name=entry.name, wire=wire, progress=tell,
@@ -109,11 +133,11 @@ def _fetch_zip(entry: Entry, fetch: Fetch, wire: Wire, tell: Progress) -> None:
     fresh = entry.path.with_name(f".{entry.path.name}.unpacking")
     shutil.rmtree(fresh, ignore_errors=True)
     try:
-        with _cache(fresh):
+        with cache_errors(fresh):
             fresh.mkdir()
         unpack(part, entry, fresh)
-        with _cache(entry.path):
-            _swap(fresh, entry.path)
+        with cache_errors(entry.path):
+            swap(fresh, entry.path)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     with suppress(OSError):
@@ -123,6 +147,7 @@ def _fetch_zip(entry: Entry, fetch: Fetch, wire: Wire, tell: Progress) -> None:
 FETCHERS: dict[str, Callable[[Entry, Fetch, Wire, Progress], None]] = {
     "file": _fetch_file,
     "zip": _fetch_zip,
+    "hub": fetch_hub,
 }
 """Kind of a catalog's ``fetch`` table → what brings it. Another way to fetch is another row."""
 
@@ -159,7 +184,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo | None:
 def _copy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path, most: int) -> int:
     """Copy one member of at most ``most`` bytes, whatever its header says; return how many."""
     done = 0
-    with _cache(target):
+    with cache_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with _opened(archive, info) as source, target.open("wb") as file:
             while piece := _read(source):
@@ -188,27 +213,11 @@ def _read(source: IO[bytes]) -> bytes:
         raise zipfile.BadZipFile(str(error)) from error
 
 
-def _swap(fresh: Path, path: Path) -> None:
-    """Give the folder ``fresh`` the name ``path``; a damaged one of that name goes."""
-    if path.exists():
-        old = path.with_name(f".{path.name}.damaged")
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-        shutil.rmtree(old, ignore_errors=True)
-    fresh.rename(path)
-    sync_folder(path.parent)
-
-
-def _part(entry: Entry) -> Path:
-    """Where what has come lies until it is whole."""
-    return entry.path.with_name(entry.path.name + ".part")
-
-
 @contextmanager
 def _alone(entry: Entry, tell: Progress) -> Iterator[None]:
     """Hold the entry's lock; while another process holds it, wait, and tell how far that one is."""
     lock = entry.path.with_name(f".{entry.path.name}.lock")
-    total = (entry.fetch.bytes if entry.fetch else 0) or entry.bytes
+    total = (entry.fetch.bytes if entry.fetch else 0) or entry.size
     with ExitStack() as stack:
         waited = False
         while True:
@@ -221,27 +230,7 @@ def _alone(entry: Entry, tell: Progress) -> Iterator[None]:
                 if not waited:
                     log.info("another process is fetching %s; waiting for it", entry.name)
                 waited = True
-            part = _part(entry)
-            tell(entry.name, min(part.stat().st_size if part.exists() else 0, total), total)
+            here = arrived(entry)
+            tell(entry.name, min(here, total or here), total or here)
             time.sleep(WAIT)
         yield
-
-
-def _require_room(part: Path, size: int) -> None:
-    """Raise ``StorageError`` unless the disk has room for what of ``size`` bytes is not in ``part`` yet."""
-    here = part.stat().st_size if part.exists() else 0
-    needed, free = max(size - here, 0) + MARGIN, shutil.disk_usage(part.parent).free
-    if free < needed:
-        raise StorageError(
-            f"{part.parent}: about {needed / MIB:.0f} MiB are needed, {free / MIB:.0f} MiB are free. "
-            "Make room, or set FACELOCK_HOME to a folder on another disk."
-        )
-
-
-@contextmanager
-def _cache(path: Path) -> Iterator[None]:
-    """Map every ``OSError`` of the block to ``StorageError`` about ``path``."""
-    try:
-        yield
-    except OSError as error:
-        raise cache_error(error, path) from error

@@ -1,0 +1,193 @@
+"""Reads a Stable Diffusion 1.5 or XL folder in diffusers' layout, and a FaceID adapter into its UNet.
+
+Only local files, only safetensors, only the classes named here whatever ``model_index.json`` says; weights must be
+complete, of the right shapes, and finite. There is no safety checker and no CLIP image encoder: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from facelock.errors import ConfigError, ModelError
+from facelock.portrait.adapter import State, check_fit, merge_lora, without_lora
+
+SAMPLERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "lcm": LCMScheduler}
+"""Name in a recipe → class. LCM needs a UNet distilled for it; its steps draw noise, the same for every face."""
+KIND = re.compile(r"StableDiffusion(XL)?(Img2Img|Inpaint)?Pipeline")
+"""Class names in ``model_index.json`` that say which family a folder is of."""
+REMEDY = "Fetch the checkpoint again."
+
+
+def load_pipeline(
+    folder: Path, adapter: State, *, where: str, inpaint: bool, sampler: str, dtype: torch.dtype
+) -> Any:
+    """The diffusers pipeline of ``folder`` with the FaceID ``adapter`` of the file ``where``, on the CPU.
+
+    UNet and text encoders in ``dtype``; the autoencoder in float32, or in float16 where it is asked for and the
+    checkpoint's allows it. With ``inpaint`` only a mask is denoised. Raises ``ModelError`` for a folder or adapter
+    that is missing, incomplete, damaged or of another kind, ``ConfigError`` for sampler and mask that cannot be.
+    """
+    if sampler not in SAMPLERS:
+        raise ConfigError(f"No sampler is called {sampler!r}. Give one of {', '.join(SAMPLERS)}.")
+    large = _is_large(folder)
+    parts = _parts(folder, large, sampler, dtype)
+    _check_channels(folder, parts["unet"], inpaint)
+    check_fit(where, adapter, parts["unet"])
+    pipeline = _pipeline_class(large, inpaint)(**parts)
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        with quiet():
+            own = without_lora(adapter)
+            pipeline.load_ip_adapter(own, subfolder="", weight_name="", image_encoder_folder=None)
+            merge_lora(pipeline.unet, adapter)
+            pipeline.unet.to(dtype).eval().requires_grad_(False)
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise ModelError(f"{where}: does not fit the UNet ({_first_line(error)}). Fetch it again.") from error
+    return pipeline
+
+
+def _is_large(folder: Path) -> bool:
+    """Whether the folder is of SDXL's family; refused when of neither."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        found = "is not a folder" if not folder.is_dir() else "has no model_index.json"
+        raise ModelError(f"{folder} {found}, so it holds no image diffusion. Check the recipe's lock.model.")
+    try:
+        kind = str(json.loads(path.read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged ({_first_line(error)}). {REMEDY}") from error
+    if not (match := KIND.fullmatch(kind)):
+        raise ModelError(
+            f"{folder} holds a {kind[:80]}, not Stable Diffusion 1.5 or XL. Check the recipe's lock.model."
+        )
+    return match[1] is not None
+
+
+def _parts(folder: Path, large: bool, sampler: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Constructor arguments of the pipeline."""
+    parts: dict[str, Any] = {
+        "tokenizer": _load(folder, "tokenizer", CLIPTokenizer.from_pretrained),
+        "text_encoder": _network(folder, "text_encoder", CLIPTextModel, dtype),
+        "unet": _network(folder, "unet", UNet2DConditionModel, dtype),
+        "vae": _network(folder, "vae", AutoencoderKL, torch.float32),
+        "scheduler": SAMPLERS[sampler].from_config(_load(folder, "scheduler", DDIMScheduler.load_config)),
+    }
+    if dtype == torch.float16 and not parts["vae"].config.force_upcast:
+        parts["vae"].to(dtype)
+    if not large:
+        return parts | {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return parts | {
+        "tokenizer_2": _load(folder, "tokenizer_2", CLIPTokenizer.from_pretrained),
+        "text_encoder_2": _network(folder, "text_encoder_2", CLIPTextModelWithProjection, dtype),
+        "add_watermarker": False,
+    }
+
+
+class _PerFace:
+    """A pipeline whose faces have an identity each.
+
+    diffusers 0.42 repeats the embeddings it is given once per row of the batch: with one per row already, N × N come
+    out, and the attention silently mixes them, the empty ones of the guidance included.
+    """
+
+    def prepare_ip_adapter_image_embeds(self, _: Any, embeds: list[Any], device: Any, *__: Any) -> list[Any]:
+        """``embeds`` as they are: (N, 1, 1, E), or (2 N, 1, 1, E) with the empty ones first."""
+        return [embed.to(device) for embed in embeds]
+
+
+def _pipeline_class(large: bool, inpaint: bool) -> Any:
+    if large:
+        plain = StableDiffusionXLInpaintPipeline if inpaint else StableDiffusionXLImg2ImgPipeline
+    else:
+        plain = StableDiffusionInpaintPipeline if inpaint else StableDiffusionImg2ImgPipeline
+    return type(f"PerFace{plain.__name__}", (_PerFace, plain), {})
+
+
+def _check_channels(folder: Path, unet: Any, inpaint: bool) -> None:
+    channels = int(unet.config.in_channels)
+    if channels not in (4, 9):
+        raise ModelError(
+            f"{folder}: its UNet takes {channels} channels, not 4 or 9. Give another checkpoint."
+        )
+    if channels == 9 and not inpaint:
+        raise ConfigError(
+            f'{folder} is made for inpainting. Give mask = "face" in the recipe\'s lock.faceid.'
+        )
+
+
+def _load(folder: Path, name: str, load: Callable[..., Any], **options: Any) -> Any:
+    """Call a ``from_pretrained`` quietly, whatever goes wrong with the files becoming a ModelError."""
+    path = folder / name
+    if not path.is_dir():
+        raise ModelError(f"{folder} lacks its {name}/ folder. {REMEDY}")
+    try:
+        with quiet():
+            return load(path, local_files_only=True, **options)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
+        raise ModelError(f"{path} cannot be loaded ({_first_line(error)}). {REMEDY}") from error
+
+
+def _network(folder: Path, name: str, network: Any, dtype: torch.dtype) -> Any:
+    options = {"use_safetensors": True, "torch_dtype": dtype, "output_loading_info": True}
+    if variant := _variant(folder / name):
+        options["variant"] = variant
+    model, info = _load(folder, name, network.from_pretrained, **options)
+    wanting = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ()]
+    if wanting:
+        raise ModelError(f"{folder / name} lacks {len(wanting)} weights, {wanting[0]} first. {REMEDY}")
+    for key, weight in model.named_parameters():
+        if not torch.isfinite(weight.detach().sum(dtype=torch.float32)):
+            raise ModelError(f"{folder / name}: {key} holds values that are not finite. {REMEDY}")
+    return model.eval().requires_grad_(False)
+
+
+def _variant(folder: Path) -> str | None:
+    """``fp16`` where the folder holds nothing else: the hub offers checkpoints that way."""
+    names = [file.name for file in folder.glob("*.safetensors")]
+    return "fp16" if names and all(".fp16." in name for name in names) else None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence remarks and progress bars of diffusers and transformers for a while."""
+    before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    shown = transformers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(before[0])
+        transformers_logging.set_verbosity(before[1])
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(". ") if lines else type(error).__name__

@@ -1,0 +1,76 @@
+"""Face restoration by image diffusion at one low strength, told whose face it is.
+
+The diffusion is that of the aligner ``faceid`` (:mod:`facelock.portrait`). As a restorer it adds detail: most of the
+crop is kept, and what is invented is invented towards the identity. The constrained loop takes the rest back.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from facelock.errors import FaceLockError
+from facelock.portrait import PortraitDiffusion, PortraitSettings
+from facelock.types import CropSpec
+
+
+class FaceIDRestorer:
+    """The face restorer ``faceid_restorer``: :class:`facelock.protocols.FaceRestorer`."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        adapter: str | Path,
+        encoder: str,
+        trained_with: str | None = None,
+        batch: int = 4,
+        device: torch.device | str = "cpu",
+        settings: PortraitSettings | None = None,
+        strength: float = 0.25,
+        core: PortraitDiffusion | None = None,
+    ) -> None:
+        """Load the checkpoint folder ``path`` and the ``adapter``, or work with a ``core`` that has loaded them.
+
+        ``strength`` in (0, 1] is the share of noise. Errors are those of
+        :class:`facelock.portrait.PortraitDiffusion`.
+        """
+        self.core = core or PortraitDiffusion(
+            path,
+            adapter=adapter,
+            encoder=encoder,
+            trained_with=trained_with,
+            batch=batch,
+            device=device,
+            settings=settings,
+        )
+        self.encoder, self.strength = encoder, strength
+
+    @property
+    def crop(self) -> CropSpec:
+        """The portrait crop, of the checkpoint's size."""
+        return self.core.crop
+
+    def restore(self, crops: Tensor, identity: Tensor) -> Tensor:
+        """(N, 3, S, S) in [0, 1] and (N, E) unit norm → (N, 3, S, S) float32 in [0, 1].
+
+        A face whose diffusion is not finite, in float32 neither, comes back as NaN and stands for "not restored".
+        Raises ``DeviceError`` when the memory does not suffice.
+        """
+        try:
+            return self.core.repaint(crops, identity, self.strength)
+        except FaceLockError as error:
+            if type(error) is not FaceLockError:  # out of memory, say: nothing of one face
+                raise
+        rows = [self._alone(crops[i : i + 1], identity[i : i + 1]) for i in range(len(crops))]
+        return torch.cat(rows)
+
+    def _alone(self, crop: Tensor, identity: Tensor) -> Tensor:
+        try:
+            return self.core.repaint(crop, identity, self.strength)
+        except FaceLockError as error:
+            if type(error) is not FaceLockError:
+                raise
+            return torch.full_like(crop, torch.nan)

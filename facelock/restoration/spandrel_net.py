@@ -1,0 +1,141 @@
+"""spandrel's networks, loaded without its own unpickler and with one sentence for all that can be missing.
+
+spandrel 0.4.2 imports torchvision with its first line (LaMa and RestoreFormer use it), so a torchvision that is
+missing, or made for another torch, stops all of it. Files are read by :mod:`facelock.weights.state_dicts`;
+``ModelLoader.load_from_file`` would unpickle a ``.pth`` with a filter of its own and run a ``.pt`` as TorchScript.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facelock.errors import ConfigError, EnvironmentFailure, ModelError
+from facelock.restoration.precision import dtype_of
+from facelock.weights.state_dicts import load_state_dict
+
+EXTRA = "pip install 'facelock-video[sr]'"
+TORCHVISION_OF_TORCH_2 = 15
+"""torchvision 0.(n + 15) belongs to torch 2.n (pytorch/vision's README, table of versions)."""
+
+
+def load_spandrel(path: str | Path, purpose: str) -> Any:
+    """The network of a file as spandrel's ``ImageModelDescriptor``, on the CPU in float32.
+
+    ``purpose`` is ``"SR"`` for what enlarges frames, ``"FaceSR"`` for what restores faces. Raises
+    ``EnvironmentFailure`` where spandrel or torchvision is missing or broken, ``ModelError`` for a file that is
+    damaged, of an unknown architecture, or made for something else.
+    """
+    library = _library()
+    found = _described(library, Path(path))
+    if not isinstance(found, library.ImageModelDescriptor) or found.purpose != purpose:
+        other = getattr(found, "purpose", type(found).__name__)
+        raise ModelError(
+            f"{path}: its purpose is {other}, not {purpose}. "
+            "Name upscalers (SR) as the upscaler and face restorers (FaceSR) as the restorer in [restore]."
+        )
+    if (found.input_channels, found.output_channels) != (3, 3):
+        raise ModelError(
+            f"{path}: takes {found.input_channels} channels and gives {found.output_channels}, not 3 and 3. "
+            "Give a network for colour pictures."
+        )
+    return found.eval()
+
+
+def _described(library: Any, path: Path) -> Any:
+    state = load_state_dict(path)
+    try:
+        return library.ModelLoader(registry=_registry(library)).load_from_state_dict(state)
+    except library.UnsupportedModelError as error:
+        raise ModelError(
+            f"{path}: spandrel knows no architecture with these tensors. Give another file."
+        ) from error
+    except Exception as error:  # each architecture fails in its own way on tensors that do not fit
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(":. ")
+        raise ModelError(
+            f"{path}: its tensors do not fit their architecture ({reason}). Fetch it again."
+        ) from error
+
+
+def _registry(library: Any) -> Any:
+    """spandrel's architectures, and those of spandrel_extra_arches (CodeFormer, say) where that is installed.
+
+    A copy: nothing that others see is changed.
+    """
+    registry = library.MAIN_REGISTRY.copy()
+    with suppress(ImportError):
+        extra = importlib.import_module("spandrel_extra_arches")
+        registry.add(*extra.EXTRA_REGISTRY, ignore_duplicates=True)
+    return registry
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("spandrel")
+    except ImportError as error:
+        missing = (error.name or "torchvision").split(".")[0]
+        if missing == "torchvision":
+            raise _broken(error) from error
+        raise EnvironmentFailure(
+            f"This upscaler or restorer needs {missing}, which is not installed. Give {EXTRA}."
+        ) from error
+    except (
+        Exception
+    ) as error:  # a torchvision made for another torch fails with RuntimeError or AttributeError
+        raise _broken(error) from error
+
+
+def _broken(error: BaseException) -> EnvironmentFailure:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(". ")
+    return EnvironmentFailure(
+        f"spandrel cannot be imported ({reason}): it needs a torchvision made for this torch. "
+        f"Give {torchvision_command()}."
+    )
+
+
+def torchvision_command(version: str | None = None) -> str:
+    """The pip command that installs the torchvision of torch ``version`` (this one's), from torch's own index.
+
+    ``2.13.0+cpu`` gives ``pip install 'torchvision==0.28.*' --index-url https://download.pytorch.org/whl/cpu``.
+    """
+    number, _, build = (version or torch.__version__).partition("+")
+    major, minor = (int(part) for part in number.split(".")[:2])
+    wanted = f"'torchvision==0.{minor + TORCHVISION_OF_TORCH_2}.*'" if major == 2 else "torchvision"
+    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
+    return f"pip install --upgrade {wanted}{index}"
+
+
+def placed(descriptor: Any, path: str | Path, precision: str, device: torch.device | str) -> torch.dtype:
+    """Move a descriptor's network to ``device`` in ``precision``, and say which type that is.
+
+    Raises ``ConfigError`` where the network does not support it, or half precision was asked for on a CPU.
+    """
+    dtype = dtype_of(precision, device)
+    able = {torch.float16: descriptor.supports_half, torch.bfloat16: descriptor.supports_bfloat16}
+    if not able.get(dtype, True):
+        raise ConfigError(
+            f"{path}: {descriptor.architecture.id} does not work in {precision}. "
+            "Give float32 as its precision in [restore]."
+        )
+    descriptor.to(torch.device(device), dtype)
+    return dtype
+
+
+@contextmanager
+def same_noise(device: torch.device) -> Iterator[None]:
+    """What draws random numbers inside draws the same every time; torch's own state is put back afterwards."""
+    index = (
+        [torch.cuda.current_device() if device.index is None else device.index]
+        if device.type == "cuda"
+        else []
+    )
+    with torch.random.fork_rng(index):
+        torch.default_generator.manual_seed(0)
+        for i in index:
+            torch.cuda.default_generators[i].manual_seed(0)
+        yield

@@ -1,0 +1,81 @@
+"""State dicts of torch networks from a file, safetensors or the tensors of a ``.pth``, never a pickle that can act.
+
+::
+
+    state = load_state_dict("realesr-general-x4v3.pth")     # {"body.0.weight": (64, 3, 3, 3), ...}
+
+A ``.pth`` is read by torch's own unpickler with ``weights_only=True``, which builds tensors, numbers, strings, lists
+and dicts and refuses everything else before it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facelock.errors import ModelError
+from facelock.weights import MOST_TENSORS, load_safetensors
+
+TENSOR_FILES = (".safetensors", ".pth")
+"""Endings that :func:`load_state_dict` reads."""
+_WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
+"""Keys under which trainers put the state dict, best first (spandrel's list, averaged weights before raw ones)."""
+_PREFIXES = ("module.", "netG.")
+
+
+def load_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` or ``.pth`` file on the CPU, out of their wrapper, without a common prefix.
+
+    Raises ``ModelError`` for a file that is missing, damaged, of another ending, holds anything but tensors, or
+    holds NaN or infinity.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".safetensors":
+        return _plain(load_safetensors(path))
+    if path.suffix.lower() != ".pth":
+        raise ModelError(f"{path}: weights end in {' or '.join(TENSOR_FILES)}. Give such a file.")
+    state = _unwrapped(_read(path))
+    _check(path, state)
+    return _plain(state)
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file. Fetch it, or name another file in the recipe.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, zipfile and pickle raise a dozen unrelated types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(". ")
+        raise ModelError(
+            f"{path}: not a readable .pth of tensors alone ({reason}). Fetch it again, or give safetensors."
+        ) from error
+
+
+def _unwrapped(found: Any) -> Any:
+    """The state dict inside of what a trainer saved."""
+    for key in _WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            return found[key]
+    return found
+
+
+def _check(path: Path, state: Any) -> None:
+    if not isinstance(state, Mapping) or not state or len(state) > MOST_TENSORS:
+        raise ModelError(f"{path}: holds no state dict. Give a file of a network's weights.")
+    for key, tensor in state.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise ModelError(f"{path}: {str(key)[:80]!r} is no tensor. Give a file of weights alone.")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ModelError(f"{path}: tensor {key!r} holds NaN or infinity. Fetch it again.")
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without a prefix that all names share."""
+    for prefix in _PREFIXES:
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return dict(state)
