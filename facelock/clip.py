@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,8 @@ class Clip(Making):
         self.job = job
         self.identities = identities
         self.progress = progress
+        self.overlap = pipeline.recipe.speed.choices().overlap
+        self.encoder = pipeline.recipe.encode.encoder
 
     @property
     def fps(self) -> Fraction:
@@ -77,7 +79,7 @@ class Clip(Making):
         for made in self.made():
             yield made.chunk
 
-    def made(self, resume: Resume | None = None) -> Iterator[Made]:
+    def made(self, resume: Resume | None = None) -> Generator[Made, None, None]:
         """Make the clip and yield chunks together with what was recorded about them."""
         return self.pipeline.run(self.job, self.identities, resume=resume, progress=self.progress)
 
@@ -114,7 +116,10 @@ class Clip(Making):
         return self._run(journal, inputs, restart, lambda: self._prepare(journal, sound, target))
 
     def _write(self, path: Path, frames: Tensor) -> None:
-        with SegmentWriter(path, self.size, self.fps, crf=self.pipeline.recipe.encode.crf) as writer:
+        crf = self.pipeline.recipe.encode.crf
+        with SegmentWriter(
+            path, self.size, self.fps, crf=crf, encoder=self.encoder, planes=frames.is_cuda
+        ) as writer:
             writer.write(frames)
 
     def _prepare(self, journal: Journal, audio: Path | None, target: float | None) -> None:
