@@ -16,18 +16,21 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from facelock.alignment import aligner_class
 from facelock.blueprint import backbone_class
 from facelock.closed_loop import Locker, RestoreLoop
+from facelock.errors import ConfigError
 from facelock.faces import load_pack
+from facelock.guidance import GuidanceSettings, open_guide
 from facelock.identity import identity_from_picture
 from facelock.identity.storage import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
 from facelock.perception import Perception
-from facelock.protocols import Backbone, FacePack, Upscaler
+from facelock.protocols import Backbone, FacePack, Guide, Upscaler
 from facelock.recipe import AcceptRecipe, Recipe, model_names
 from facelock.restoration import restorer_class, upscaler_class
 from facelock.runtime import resolve_device
@@ -160,9 +163,24 @@ class Assembly:
         )
 
     @cached_property
+    def guide(self) -> Guide | None:
+        """What leads stage 1 toward the references; None where the recipe does not ask for it."""
+        settings = self.recipe.guidance
+        if settings is None:
+            return None
+        values = settings.model_dump(exclude={"decoder"})
+        paths = self._paths["guidance.decoder"], self._paths["faces.encoder"]
+        return open_guide(*paths, self.pack, GuidanceSettings(**values), self._device)
+
+    @cached_property
     def backbone(self) -> Backbone:
-        """Stage 1."""
+        """Stage 1. Raises ``ConfigError`` where the recipe asks for guidance that its kind does not take."""
         settings = self.recipe.blueprint
+        guided = {} if self.guide is None else {"guide": self.guide}
+        if guided and "guide" not in signature(backbone_class(settings.kind)).parameters:
+            raise ConfigError(
+                f"A blueprint of kind {settings.kind} takes no identity guidance. Leave [guidance] out of the recipe."
+            )
         logger.info("loading the blueprint %s on %s", settings.model, self.device)
         return backbone_class(settings.kind)(
             self._paths["blueprint.model"],
@@ -177,6 +195,7 @@ class Assembly:
             context_noise=settings.context_noise,
             device=self._device,
             precision=settings.precision,
+            **guided,
         )
 
     def identity(self, reference: Any, *, name: str | None = None, face: int | None = None) -> Identity:

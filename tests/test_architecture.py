@@ -17,6 +17,7 @@ LEVELS = [
     {"video"},
     {"faces", "perception", "identity", "ledger"},
     {"closed_loop", "blueprint", "alignment", "restoration"},
+    {"guidance"},
     {"recipe", "job", "report"},
     {"journal", "parts", "steps", "output", "assembly"},
     {"pipeline", "making", "clip", "footage"},

@@ -31,7 +31,9 @@ from torch import Tensor
 
 from facelock.blueprint.skyreels_checkpoint import device_errors, load_checkpoint
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
+from facelock.blueprint.x0_edit import steered
 from facelock.errors import ConfigError, FaceLockError, InputError, ModelError
+from facelock.protocols import Guide
 from facelock.types import Identity
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class SkyReelsV2:
         device: str | torch.device = "cpu",
         precision: str = "float32",
         on_step: Callable[[int, int], None] | None = None,
+        guide: Guide | None = None,
     ) -> None:
         """Load the checkpoint.
 
@@ -72,7 +75,8 @@ class SkyReelsV2:
         past. ``guidance_scale`` up to 1 means no guidance. ``flow_shift`` replaces the scheduler's own.
         ``context_noise`` in [0, 0.06] is the share of noise mixed into the past, which smooths long clips
         (SkyReels' ``addnoise_condition`` / 1000). ``precision`` is of text encoder and transformer.
-        ``on_step(done, steps)`` is called after every denoising step, and may raise to stop.
+        ``on_step(done, steps)`` is called after every denoising step, and may raise to stop. ``guide`` may edit
+        what each step predicts; without one, nothing is computed for it.
 
         Raises ``ModelError``, ``DeviceError``, and ``ConfigError`` for sizes that the checkpoint cannot do.
         """
@@ -83,7 +87,7 @@ class SkyReelsV2:
             context,
         )
         self.steps, self.guidance_scale, self.negative_prompt = steps, guidance_scale, negative_prompt
-        self.context_noise, self.on_step = context_noise, on_step
+        self.context_noise, self.on_step, self.guide = context_noise, on_step, guide
         self.device = torch.device(device)
         parts = load_checkpoint(Path(folder), device=self.device, dtype=_dtype(precision, self.device))
         self._tokenizer, self._text_encoder = parts.tokenizer, parts.text_encoder
@@ -115,12 +119,14 @@ class SkyReelsV2:
 
         T is ``first_chunk`` without a context, else ``chunk``. ``context`` is the clip's last ``context``
         frames, (context, 3, H, W) in [0, 1]. The same arguments give the same bytes on the same device.
-        ``references`` are not used: this backbone takes no identities, the lock gives them.
+        ``references`` are for the guide, where there is one: the checkpoint takes no identities, the lock gives them.
 
         Raises ``InputError`` for a context of another shape, ``DeviceError`` when memory runs out, and
         ``FaceLockError`` naming the step where the latents stopped being finite, also in float32.
         """
         self._check_context(context)
+        if self.guide is not None:
+            self.guide.begin(references)
         with torch.no_grad(), device_errors(str(self.device)):
             past = None if context is None else self._encode(context)
             latents = self._sample(self._embed(prompt), past, seed)
@@ -159,6 +165,8 @@ class SkyReelsV2:
         for index, timestep in enumerate(scheduler.timesteps):
             noisy, levels = self._window_input(latents, timestep, known, generator)
             velocity = self._predict(noisy, levels, texts)[:, :, known:]
+            if self.guide is not None:
+                velocity = steered(self.guide, velocity, latents, scheduler.sigmas[index], index, known)
             # one step for all new latents: the solver's state is the same for each
             new = scheduler.step(velocity, timestep, latents[:, :, known:], return_dict=False)[0]
             if not torch.isfinite(new).all():
