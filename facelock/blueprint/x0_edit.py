@@ -44,7 +44,9 @@ def guided(cls: type[Any]) -> type[Any]:
     class Guided(cls):  # type: ignore[misc]
         hook: Hook | None = None
 
-        def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any) -> Any:
+        def step(
+            self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **options: Any
+        ) -> Any:
             if self.hook is not None:
                 model_output = self._edited(model_output, timestep, sample)
             return super().step(model_output, timestep, sample, *args, **options)

@@ -48,7 +48,9 @@ class OnnxModule(nn.Module):
             graph = onnx.load(str(self.path)).graph
         except Exception as error:  # protobuf raises its own kinds
             raise ModelError(f"{path}: not a readable ONNX model. Fetch it again.") from error
-        constants = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in graph.initializer}
+        constants = {
+            t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in graph.initializer
+        }
         entries = [value for value in graph.input if value.name not in constants]
         if len(entries) != 1 or len(graph.output) != 1:
             raise ModelError(
@@ -85,8 +87,16 @@ class OnnxModule(nn.Module):
             return step.run([values[name] if name else None for name in step.inputs], step.attributes)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:  # NotImplementedError too
-            raise ModelError(f"{self.path}: its {step.kind} is of no known form ({error}). {REMEDY}") from error
+        except (
+            RuntimeError,
+            KeyError,
+            ValueError,
+            TypeError,
+            IndexError,
+        ) as error:  # NotImplementedError too
+            raise ModelError(
+                f"{self.path}: its {step.kind} is of no known form ({error}). {REMEDY}"
+            ) from error
 
     def forward(self, x: Tensor) -> Tensor:
         """The file's output for rows of its input; in portions, where the file fixes their number."""

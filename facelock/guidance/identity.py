@@ -103,7 +103,9 @@ class IdentityGuide:
     def shown(self, latents: int, step: int, known: int) -> Tensor:
         """Indices of the frames that are looked at in this step: one of each new latent, another one every step."""
         time = self.decoder.time
-        return torch.tensor([max(0, (f - 1) * time + 1 + step % time) if f else 0 for f in range(known, latents)])
+        return torch.tensor(
+            [max(0, (f - 1) * time + 1 + step % time) if f else 0 for f in range(known, latents)]
+        )
 
     def _target(self, frames: Tensor, known: int) -> _Target:
         """Faces of (T, 3, H, W) frames that belong to a reference, pass the gates and are not alike yet."""
@@ -121,7 +123,12 @@ class IdentityGuide:
 
     def _edited(self, x0: Tensor, shown: Tensor, target: _Target, step: int) -> Tensor:
         """One step along the gradient, of each latent frame that shows a face of ``target``."""
-        gradient = self._gradient(x0, shown, target, draw_views(self.settings.views, self.pack.encoder.crop, derive_seed(0, "views", step)))
+        gradient = self._gradient(
+            x0,
+            shown,
+            target,
+            draw_views(self.settings.views, self.pack.encoder.crop, derive_seed(0, "views", step)),
+        )
         result = x0.clone()
         for latent in target.latent.unique().tolist():
             length = float(gradient[:, :, latent].norm())

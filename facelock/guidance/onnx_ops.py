@@ -19,7 +19,14 @@ Inputs = Sequence[Any]
 Attributes = Mapping[str, Any]
 Operator = Callable[[Inputs, Attributes], Tensor]
 
-DTYPES = {1: torch.float32, 6: torch.int32, 7: torch.int64, 9: torch.bool, 10: torch.float16, 11: torch.float64}
+DTYPES = {
+    1: torch.float32,
+    6: torch.int32,
+    7: torch.int64,
+    9: torch.bool,
+    10: torch.float16,
+    11: torch.float64,
+}
 """Number of an ONNX element type → torch's."""
 
 
@@ -114,7 +121,9 @@ def _reduced(
     def along(inputs: Inputs, attributes: Attributes) -> Tensor:
         axes = attributes.get("axes", _given(inputs, 1))
         every = list(range(inputs[0].ndim))
-        return function(inputs[0], every if axes is None else _whole(axes), bool(attributes.get("keepdims", 1)))
+        return function(
+            inputs[0], every if axes is None else _whole(axes), bool(attributes.get("keepdims", 1))
+        )
 
     return along
 
@@ -140,14 +149,16 @@ def _gather(inputs: Inputs, attributes: Attributes) -> Tensor:
     x, index = inputs
     axis = attributes.get("axis", 0)
     picked = x.index_select(axis, index.flatten().long() % x.shape[axis])
-    return picked.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return picked.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
 
 
 def _slice(inputs: Inputs, attributes: Attributes) -> Tensor:
     """Begins, ends, axes and steps are inputs; in older files attributes."""
     x = inputs[0]
     names = ("starts", "ends", "axes", "steps")
-    given = [_given(inputs, place + 1) if len(inputs) > 1 else attributes.get(n) for place, n in enumerate(names)]
+    given = [
+        _given(inputs, place + 1) if len(inputs) > 1 else attributes.get(n) for place, n in enumerate(names)
+    ]
     starts, ends = _whole(given[0]), _whole(given[1])
     axes = range(len(starts)) if given[2] is None else _whole(given[2])
     steps = [1] * len(starts) if given[3] is None else _whole(given[3])

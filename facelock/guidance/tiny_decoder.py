@@ -50,7 +50,12 @@ def _shaped(path: Path, tensors: dict[str, Tensor], enlarge: str) -> TinyDecoder
         growths = [tensors[f"decoder.{place + 4}.conv.weight"] for place in STAGES]
         widths = [int(first.shape[0]), *(int(tensors[f"decoder.{p + 5}.weight"].shape[0]) for p in STAGES)]
         patch = isqrt(int(last.shape[0]) // 3)
-        if len(enlarge) != len(STAGES) or set(enlarge) - set("01") or not 1 <= patch <= 8 or max(widths) > 1024:
+        if (
+            len(enlarge) != len(STAGES)
+            or set(enlarge) - set("01")
+            or not 1 <= patch <= 8
+            or max(widths) > 1024
+        ):
             raise ValueError("its sizes are out of range")
         return TinyDecoder(
             int(first.shape[1]),
@@ -60,7 +65,9 @@ def _shaped(path: Path, tensors: dict[str, Tensor], enlarge: str) -> TinyDecoder
             patch,
         )
     except KeyError as error:
-        raise ModelError(f"{path}: lacks the tensor {error}, so it is no decoder in TAEHV's layout. {REMEDY}") from error
+        raise ModelError(
+            f"{path}: lacks the tensor {error}, so it is no decoder in TAEHV's layout. {REMEDY}"
+        ) from error
     except (IndexError, ValueError, ZeroDivisionError, RuntimeError) as error:
         raise ModelError(f"{path}: no decoder in TAEHV's layout ({error}). {REMEDY}") from error
 

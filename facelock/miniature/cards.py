@@ -82,9 +82,10 @@ CARDS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "tiny_decoder.md": (
         "Tiny decoder, TAEHV's layout",
         ("tiny_decoder",),
-        "`tiny_decoder.safetensors`: normalised latents of the blueprint (N, 8, F, 16, 16) to frames (N, 4F - 3, 3, 64, 64) "
-        "in [0, 1], at a small part of the autoencoder's cost, for identity guidance (docs/guidance.md). The layout and "
-        "the names of its tensors are those of TAEHV (github.com/madebyollin/taehv): memory blocks in three stages. "
+        "`tiny_decoder.safetensors`: normalised latents of the blueprint (N, 8, F, 16, 16) to frames "
+        "(N, 4F - 3, 3, 64, 64) in [0, 1], at a small part of the autoencoder's cost, for identity guidance "
+        "(docs/guidance.md). The layout and the names of its tensors are those of TAEHV "
+        "(github.com/madebyollin/taehv): memory blocks in three stages. "
         "Distilled from the blueprint's own autoencoder.",
     ),
     "blueprint/README.md": (

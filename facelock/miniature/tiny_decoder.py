@@ -19,7 +19,7 @@ from facelock.nets.taehv import TinyDecoder
 
 log = logging.getLogger(__name__)
 
-PAIRS = 480
+PAIRS = 320
 """Windows of 17 frames that are encoded and decoded once."""
 BATCH = 2
 SHAPE = {
@@ -38,7 +38,9 @@ def make_tiny_decoder() -> TinyDecoder:
 
 
 @torch.no_grad()
-def make_pairs(vae: nn.Module, mean: Tensor, deviation: Tensor, pool: ClipPool, count: int = PAIRS) -> dict[str, Tensor]:
+def make_pairs(
+    vae: nn.Module, mean: Tensor, deviation: Tensor, pool: ClipPool, count: int = PAIRS
+) -> dict[str, Tensor]:
     """``latents`` (N, 8, 5, 16, 16) half, normalised; ``frames`` (N, 17, 3, 64, 64) bytes; ``boxes`` (N, 17, 4)."""
     columns: dict[str, list[Tensor]] = {"latents": [], "frames": [], "boxes": []}
     g, device = data.seeded(61), next(vae.parameters()).device
@@ -55,7 +57,7 @@ def make_pairs(vae: nn.Module, mean: Tensor, deviation: Tensor, pool: ClipPool, 
             columns[name].append(part.cpu())
         if done % 80 == 0:
             log.info("pairs %d of %d", done, count)
-    return {name: torch.cat(parts) for name, parts in columns.items()}
+    return {name: torch.cat(parts).contiguous() for name, parts in columns.items()}
 
 
 def unfinished(z: Tensor, generator: torch.Generator) -> Tensor:
@@ -97,7 +99,9 @@ class TinyDecoderTask:
         return (pixel + edge) / weight.mean(), {"psnr": psnr}
 
 
-def pairs_of(folder: Path, vae: nn.Module, config: Mapping[str, list[float]], pool: ClipPool) -> dict[str, Tensor]:
+def pairs_of(
+    folder: Path, vae: nn.Module, config: Mapping[str, list[float]], pool: ClipPool
+) -> dict[str, Tensor]:
     """:func:`make_pairs`, made once and kept in ``folder``; ``config`` holds the latents' statistics."""
     from safetensors.torch import load_file, save_file
 
