@@ -90,17 +90,17 @@ class GuidanceRecipe(_Part):
 
     decoder: Model
     """Catalog name or file of a tiny decoder of the blueprint's latents, in TAEHV's layout."""
-    scale: float = Field(default=0.02, gt=0, le=1)
+    scale: float = Field(default=0.15, gt=0, le=1)
     """Length of one edit, relative to the latent frame's own."""
-    trust_radius: float = Field(default=0.08, gt=0, le=1)
+    trust_radius: float = Field(default=0.6, gt=0, le=1)
     """Most that the edits of a latent frame add up to in one window, in the same unit."""
-    window: tuple[Share, Share] = (0.15, 0.85)
+    window: tuple[Share, Share] = (0.6, 0.97)
     """Noise levels, lowest and highest, between which there is guidance."""
     views: int = Field(default=4, ge=1, le=32)
     """Looks at each face per step."""
     ceiling: Cosine = 0.7
     """Similarity, by the loop's own recogniser, from which a face is left alone."""
-    minimum_face: float = Field(default=24.0, gt=0)
+    minimum_face: float = Field(default=20.0, gt=0)
     """Pixels of height, in the blueprint's frames, below which a face is left alone."""
     maximum_yaw: float = Field(default=45.0, gt=0, le=180)
 

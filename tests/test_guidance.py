@@ -25,7 +25,7 @@ from facelock.blueprint.x0_edit import edited_velocity, guided, steered
 from facelock.errors import ConfigError, InputError, ModelError
 from facelock.faces import OnnxEncoder
 from facelock.geometry import similarity_from_landmarks
-from facelock.guidance import GuidanceSettings, TorchEmbedder, load_tiny_decoder, open_guide
+from facelock.guidance import TorchEmbedder, load_tiny_decoder, open_guide
 from facelock.guidance.embedder import OnnxModule
 from facelock.guidance.identity import region
 from facelock.guidance.views import composed, draw_views
@@ -547,7 +547,7 @@ def test_a_whole_clip_with_guidance(plain):
 
 
 def test_a_guide_opens_from_files(plain):
-    guide = open_guide(locate("miniature/tiny_decoder"), RECOGNISER, plain.parts.pack, GuidanceSettings())
+    guide = open_guide(locate("miniature/tiny_decoder"), RECOGNISER, plain.parts.pack, tiny.settings_of())
     assert isinstance(guide, Guide)
 
 

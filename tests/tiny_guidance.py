@@ -17,6 +17,7 @@ from facelock.faces import OnnxEncoder
 from facelock.geometry import ARCFACE112
 from facelock.guidance import GuidanceSettings, IdentityGuide, TorchEmbedder, load_tiny_decoder
 from facelock.nets.taehv import TinyDecoder
+from facelock.recipe import GuidanceRecipe
 from facelock.types import Faces, Identity, Thresholds
 
 SIDE = 64
@@ -102,10 +103,16 @@ def guide(folder: Path, pack: SeesFaces | None = None, **settings: object) -> Id
     """A guide of toys; one view unless asked otherwise."""
     path = recogniser(folder)
     decoder = load_tiny_decoder(tiny_decoder(folder / "tiny.safetensors"))
-    chosen = GuidanceSettings(**{"views": 1, "ceiling": 1.0, "window": (0.0, 1.0), **settings})
+    common = {"views": 1, "ceiling": 1.0, "window": (0.0, 1.0), "scale": 0.02, "trust_radius": 0.08}
+    chosen = settings_of(**{**common, **settings})
     made = IdentityGuide(decoder, TorchEmbedder(path), pack or SeesFaces(path), chosen)
     made.begin([person(made.pack)])
     return made
+
+
+def settings_of(**changes: object) -> GuidanceSettings:
+    """A recipe's, as they are unless said otherwise."""
+    return GuidanceSettings(**GuidanceRecipe(decoder="any", **changes).model_dump(exclude={"decoder"}))
 
 
 def latents(frames: int = 5) -> Tensor:

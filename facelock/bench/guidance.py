@@ -38,6 +38,7 @@ LABELS = {
     "judge": "judge similarity",
     "motion": "landmark motion per frame, % of eye distance",
     "sharpness": "sharpness of the face (Laplacian variance)",
+    "score": "detector's score of the face",
     "coverage": "frames with a readable face",
 }
 """Figure of one clip → what it is called."""
@@ -61,7 +62,7 @@ class Clock:
 def run(
     *,
     seconds: float = 29 / 12,
-    identities: int = 6,
+    identities: int = 4,
     seed: int = 0,
     out: Path | None = None,
     device: str = "auto",
@@ -122,6 +123,7 @@ def _clip(pipeline: Pipeline, job: Job, identity: Identity, stills: Stills, arm:
         "judge": fmean(row.similarity for row in readable if row.similarity is not None) if readable else 0.0,
         "motion": 100 * _motion(rows),
         "sharpness": fmean(row.sharpness or 0.0 for row in readable) if readable else 0.0,
+        "score": fmean(row.score or 0.0 for row in readable) if readable else 0.0,
         "coverage": len(readable) / max(1, len(rows)),
     }
 

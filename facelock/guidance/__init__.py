@@ -2,7 +2,7 @@
 
 ::
 
-    guide = open_guide("miniature/tiny_decoder.safetensors", "recogniser.onnx", pack, GuidanceSettings())
+    guide = open_guide("miniature/tiny_decoder.safetensors", "recogniser.onnx", pack, settings)
     backbone = SkyReelsV2(folder, ..., guide=guide)
 
 What it does and what the judge says of it: docs/guidance.md. Schedulers of diffusers' own pipelines take a guide

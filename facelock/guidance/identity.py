@@ -35,21 +35,22 @@ MARGIN = 6
 
 @dataclass(frozen=True)
 class GuidanceSettings:
-    """How guidance works."""
+    """How guidance works; what a recipe does not say is in ``facelock.recipe.GuidanceRecipe``."""
 
-    scale: float = 0.02
+    scale: float
     """Length of one edit: L2 norm of a latent frame's change ÷ that latent frame's own."""
-    trust_radius: float = 0.08
+    trust_radius: float
     """Most that all edits of a latent frame may add up to in one window, in the same unit."""
-    window: tuple[float, float] = (0.15, 0.85)
-    """Noise levels, lowest and highest, between which there is guidance."""
-    views: int = 4
+    window: tuple[float, float]
+    """Noise levels, lowest and highest, between which there is guidance. At high ones the denoising that follows makes a
+    face of the edit; at low ones it shows as smudges."""
+    views: int
     """Looks at each face per step, the plain one among them."""
-    ceiling: float = 0.7
+    ceiling: float
     """Similarity from which a face is left alone."""
-    minimum_face: float = 24.0
+    minimum_face: float
     """Height of the face's box in pixels of the blueprint's frames."""
-    maximum_yaw: float = 45.0
+    maximum_yaw: float
     """Degrees from frontal."""
 
 

@@ -48,7 +48,7 @@ STEPS = {
     "restorer": 3000,
     "upscaler": 1000,
     "blueprint": 7900,
-    "tiny_decoder": 2400,
+    "tiny_decoder": 1000,
 }
 
 
