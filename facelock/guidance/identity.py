@@ -42,8 +42,8 @@ class GuidanceSettings:
     trust_radius: float
     """Most that all edits of a latent frame may add up to in one window, in the same unit."""
     window: tuple[float, float]
-    """Noise levels, lowest and highest, between which there is guidance. At high ones the denoising that follows makes a
-    face of the edit; at low ones it shows as smudges."""
+    """Noise levels, lowest and highest, between which there is guidance. At high ones the denoising that
+    follows makes a face of the edit; at low ones it shows as smudges."""
     views: int
     """Looks at each face per step, the plain one among them."""
     ceiling: float

@@ -218,7 +218,8 @@ def write_catalog(models: Path, figures: dict[str, dict[str, float]]) -> None:
             text += f'sha256 = "{sha256_file(path)}"\nbytes = {path.stat().st_size}\n'
         text += f'task = "{task}"\nlicence = "Apache-2.0"\ncommercial = true\n'
         text += 'source = "trained here, on rendered characters"\n'
-        text += f'layout = "{layout}"\nused_by = ["miniature"]\n'
+        user = "guidance" if name == "tiny_decoder" else "miniature"
+        text += f'layout = "{layout}"\nused_by = ["{user}"]\n'
         if name in figures:
             values = ", ".join(f"{k} = {figures[name][k]:.4f}" for k in ("far_1e2", "far_1e3", "far_1e4"))
             text += f"thresholds = {{ {values} }}\n"
