@@ -96,7 +96,7 @@ class GuidanceRecipe(_Part):
     """Most that the edits of a latent frame add up to in one window, in the same unit."""
     window: tuple[Share, Share] = (0.6, 0.97)
     """Noise levels, lowest and highest, between which there is guidance."""
-    views: int = Field(default=4, ge=1, le=32)
+    views: int = Field(default=2, ge=1, le=32)
     """Looks at each face per step."""
     ceiling: Cosine = 0.7
     """Similarity, by the loop's own recogniser, from which a face is left alone."""
