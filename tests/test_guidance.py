@@ -566,14 +566,15 @@ class Stepping(toys.Backbone):
         return frames * (0.9 if self.guide is None else 1.0)
 
 
-def test_the_benchmark_sets_four_arms_side_by_side(monkeypatch, tmp_path):
+def test_the_benchmark_sets_its_arms_side_by_side(monkeypatch, tmp_path):
     parts = toys.Parts(backbone=Stepping())
     parts.guide, parts.locker.pack = object(), None
     monkeypatch.setattr(bench.Pipeline, "from_recipe", lambda *_: toys.pipeline(parts))
     monkeypatch.setattr(bench.cast, "identity", lambda who, parts: toys.identity(who.name))
+    monkeypatch.setattr(bench, "_guides", lambda guide: {"none": None, "early": guide, "late": guide})
     monkeypatch.setattr(bench, "_in_loop", lambda pack, frames, who: [float(frames.mean())])
     results = bench.run(seconds=1, identities=2, out=tmp_path)
-    assert list(results["arms"]) == ["plain", "guided", "plain, locked", "guided, locked"]
+    assert list(results["arms"]) == list(bench.ARMS)
     assert results["arms"]["guided"]["loop"] > results["arms"]["plain"]["loop"]
     gain = results["gains"]["unlocked"]
     assert results["honesty"]["unlocked"] == pytest.approx(gain["judge"]["value"] / gain["loop"]["value"])
@@ -581,3 +582,10 @@ def test_the_benchmark_sets_four_arms_side_by_side(monkeypatch, tmp_path):
     assert parts.backbone.guide is None, "the arms leave the backbone as it was"
     assert (tmp_path / "guidance-01.png").is_file() and (tmp_path / "guidance.json").is_file()
     assert bench._honesty(0.1, 0.001) is None
+
+
+def test_the_late_arm_differs_in_when_alone(tmp_path):
+    own = tiny.guide(tmp_path, window=(0.6, 0.97))
+    late = bench._guides(own)["late"]
+    assert late.decoder is own.decoder and late.settings.window[1] < 0.9
+    assert replace(late.settings, window=own.settings.window, trust_radius=0.08) == own.settings

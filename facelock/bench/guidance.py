@@ -1,7 +1,9 @@
 """``facelock bench guidance``: does identity guidance help, or does it please the recogniser that it climbs?
 
-The miniature's blueprint with and without guidance, each without and with the lock; held-out characters, the same
-prompts and seeds. The in-loop recogniser gives the gradient, so what it says of guided frames is no evidence: the
+The miniature's blueprint with and without guidance, each without and with the lock, and once guided so late that
+nothing makes a face of the edits; held-out characters, the same prompts and seeds.
+
+The in-loop recogniser gives the gradient, so what it says of guided frames is no evidence: the
 judge's figures are. Honesty is the judge's gain ÷ the recogniser's.
 """
 
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +26,7 @@ from facelock.bench.stills import Stills
 from facelock.bench.tables import number, publish, table
 from facelock.bootstrap import over_clips
 from facelock.closed_loop import assign, similarity
+from facelock.guidance import IdentityGuide
 from facelock.identity import embedding_of
 from facelock.job import Job
 from facelock.pipeline import Pipeline
@@ -78,38 +81,47 @@ def run(
     pipeline = Pipeline.from_recipe(recipe.model_copy(update={"guidance": settings}), device)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
     read = time.process_time if pipeline.parts.device == "cpu" else time.perf_counter
-    clocks = {"plain": Clock(read), "guided": Clock(read)}
+    clocks, backbone = {name: Clock(read) for name in ("none", "early", "late")}, pipeline.parts.backbone
+    guides = _guides(pipeline.parts.guide)  # type: ignore[attr-defined]
     for index in range(identities):
         who = cast.member(index)
         identity = cast.identity(who, pipeline.parts)
         frames = round(seconds * float(pipeline.fps))
         stills = Stills(frames, float(pipeline.fps))
-        for name, (guided, locked) in ARMS.items():
-            _set(pipeline.parts.backbone, pipeline.parts, guided, clocks["guided" if guided else "plain"])
+        for name, (guide, locked) in ARMS.items():
+            _set(backbone, guides[guide], clocks[guide])
             job = Job(who.prompt, seconds, seed + index, None, locked, locked)
             found[name].append(_clip(pipeline, job, identity, stills, name))
         if out is not None and identity.portrait is not None:
             stills.save(out / f"guidance-{index:02d}.png", identity.portrait)
         if progress:
             progress("characters", index + 1, identities)
-    _set(pipeline.parts.backbone, pipeline.parts, False, None)
-    step = {name: fmean(clock.spans) for name, clock in clocks.items()}
+    _set(backbone, None, None)
+    step = {name: fmean(clocks[guide].spans) for name, guide in (("plain", "none"), ("guided", "early"))}
     command = f"facelock bench guidance --seconds {seconds:.4g} --identities {identities} --seed {seed}"
     return publish("guidance", command, *_results(found, step, settings), out)
 
 
 ARMS = {
-    "plain": (False, False),
-    "guided": (True, False),
-    "plain, locked": (False, True),
-    "guided, locked": (True, True),
+    "plain": ("none", False),
+    "guided": ("early", False),
+    "guided late": ("late", False),
+    "plain, locked": ("none", True),
+    "guided, locked": ("early", True),
 }
-"""Arm → whether it is guided, whether it is locked (and restored)."""
+"""Arm → its guide, and whether it is locked (and restored)."""
+LATE: dict[str, Any] = {"window": (0.15, 0.85), "trust_radius": 1.0}
+"""What sets the guide of the arm ``guided late`` off from the recipe's: edits that no later step makes a face of."""
 
 
-def _set(backbone: Any, parts: Any, guided: bool, clock: Clock | None) -> None:
-    backbone.guide = parts.guide if guided else None
-    backbone.on_step = clock
+def _set(backbone: Any, guide: Any, clock: Clock | None) -> None:
+    backbone.guide, backbone.on_step = guide, clock
+
+
+def _guides(guide: Any) -> dict[str, Any]:
+    """Arm's guide by name, all over the same networks."""
+    late = IdentityGuide(guide.decoder, guide.embedder, guide.pack, replace(guide.settings, **LATE))
+    return {"none": None, "early": guide, "late": late}
 
 
 @torch.no_grad()
@@ -166,6 +178,7 @@ def _results(
         }
         for name, before, after in (
             ("unlocked", "plain", "guided"),
+            ("late", "plain", "guided late"),
             ("locked", "plain, locked", "guided, locked"),
         )
     }
