@@ -27,11 +27,12 @@ from facelock.blueprint import backbone_class
 from facelock.closed_loop import Locker
 from facelock.errors import ConfigError, DeviceError
 from facelock.faces import load_pack
+from facelock.guidance import GuidanceSettings, open_guide
 from facelock.identity import identity_from_picture
 from facelock.identity.storage import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
 from facelock.perception import Perception, pack_member, pack_of
-from facelock.protocols import Backbone, FacePack, Upscaler
+from facelock.protocols import Backbone, FacePack, Guide, Upscaler
 from facelock.recipe import AcceptRecipe, FacesRecipe, JudgeRecipe, Recipe, model_names, recipe_names
 from facelock.restoration import restorer_class, upscaler_class
 from facelock.restoration.precision import dtype_of
@@ -262,8 +263,18 @@ class Assembly:
         return RestoreLoop(self.pack, self.upscaler, restorer, **settings.loop_options())
 
     @cached_property
+    def guide(self) -> Guide | None:
+        """What leads stage 1 toward the references; None where the recipe does not ask for it."""
+        settings = self.recipe.guidance
+        if settings is None:
+            return None
+        values = settings.model_dump(exclude={"decoder"})
+        paths = self._paths["guidance.decoder"], self._paths["faces.encoder"]
+        return open_guide(*paths, self.pack, GuidanceSettings(**values), self._device)
+
+    @cached_property
     def backbone(self) -> Backbone:
-        """Stage 1."""
+        """Stage 1. Raises ``ConfigError`` where the recipe asks for guidance that its kind does not take."""
         settings = self.recipe.blueprint
         several = settings.regions > 1
         regions = {"regions": settings.regions, "region_width": settings.region_width} if several else {}
@@ -285,7 +296,19 @@ class Assembly:
             precision=settings.precision,
             **settings.options,
             **self._tuning(kind),
+            **self._guided(kind),
         )
+
+    def _guided(self, kind: type[Any]) -> dict[str, Any]:
+        """The guide, where the recipe asks for one. Raises ``ConfigError`` for a backbone that takes none."""
+        if self.guide is None:
+            return {}
+        if "guide" not in inspect.signature(kind).parameters:
+            raise ConfigError(
+                f"A blueprint of kind {self.recipe.blueprint.kind} takes no identity guidance. "
+                "Leave [guidance] out of the recipe."
+            )
+        return {"guide": self.guide}
 
     def _tuning(self, kind: type[Any]) -> dict[str, Any]:
         """What the recipe's [speed] and the memory plan add to a backbone's settings, where they add something.

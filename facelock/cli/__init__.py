@@ -247,6 +247,7 @@ BENCHMARKS = {
     "real": "Real photos and videos: separation, verify against the libraries' own loops, false alarms.",
     "warp": "Real videos locked to other people's photos by the aligner warp; needs --assets.",
     "restore": "How much of a restored face to keep: a ladder of shares against bisection.",
+    "guidance": "Whether identity guidance inside the blueprint helps the judge, or only the recogniser it climbs.",
     "paste": "Pasting faces back on 1080p frames against insightface's own paste.",
 }
 ON_ASSETS = frozenset({"real", "warp"})
