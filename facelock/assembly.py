@@ -16,18 +16,21 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from facelock.alignment import aligner_class
 from facelock.blueprint import backbone_class
 from facelock.closed_loop import Locker
+from facelock.errors import ConfigError
 from facelock.faces import load_pack
+from facelock.guidance import GuidanceSettings, open_guide
 from facelock.identity import identity_from_picture
 from facelock.identity.storage import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
 from facelock.perception import Perception, pack_member, pack_of
-from facelock.protocols import Backbone, FacePack, Upscaler
+from facelock.protocols import Backbone, FacePack, Guide, Upscaler
 from facelock.recipe import AcceptRecipe, FacesRecipe, JudgeRecipe, Recipe, model_names
 from facelock.restoration import restorer_class, upscaler_class
 from facelock.restore_loop import RestoreLoop
@@ -230,11 +233,26 @@ class Assembly:
         return RestoreLoop(self.pack, self.upscaler, restorer, **settings.loop_options())
 
     @cached_property
+    def guide(self) -> Guide | None:
+        """What leads stage 1 toward the references; None where the recipe does not ask for it."""
+        settings = self.recipe.guidance
+        if settings is None:
+            return None
+        values = settings.model_dump(exclude={"decoder"})
+        paths = self._paths["guidance.decoder"], self._paths["faces.encoder"]
+        return open_guide(*paths, self.pack, GuidanceSettings(**values), self._device)
+
+    @cached_property
     def backbone(self) -> Backbone:
-        """Stage 1."""
+        """Stage 1. Raises ``ConfigError`` where the recipe asks for guidance that its kind does not take."""
         settings = self.recipe.blueprint
         several = settings.regions > 1
         regions = {"regions": settings.regions, "region_width": settings.region_width} if several else {}
+        guided = {} if self.guide is None else {"guide": self.guide}
+        if guided and "guide" not in signature(backbone_class(settings.kind)).parameters:
+            raise ConfigError(
+                f"A blueprint of kind {settings.kind} takes no identity guidance. Leave [guidance] out of the recipe."
+            )
         logger.info("loading the blueprint %s on %s", settings.model, self.device)
         return backbone_class(settings.kind)(
             self._paths["blueprint.model"],
@@ -251,6 +269,7 @@ class Assembly:
             device=self._device,
             precision=settings.precision,
             **settings.options,
+            **guided,
         )
 
     def identity(self, reference: Any, *, name: str | None = None, face: int | None = None) -> Identity:

@@ -109,6 +109,34 @@ class BlueprintRecipe(_Part):
         return self
 
 
+class GuidanceRecipe(_Part):
+    """Identity guidance inside stage 1 (docs/guidance.md); a recipe without this table has none."""
+
+    decoder: Model
+    """Catalog name or file of a tiny decoder of the blueprint's latents, in TAEHV's layout."""
+    scale: float = Field(default=0.15, gt=0, le=1)
+    """Length of one edit, relative to the latent frame's own."""
+    trust_radius: float = Field(default=0.6, gt=0, le=1)
+    """Most that the edits of a latent frame add up to in one window, in the same unit."""
+    window: tuple[Share, Share] = (0.6, 0.97)
+    """Noise levels, lowest and highest, between which there is guidance."""
+    views: int = Field(default=2, ge=1, le=32)
+    """Looks at each face per step."""
+    ceiling: Cosine = 0.7
+    """Similarity, by the loop's own recogniser, from which a face is left alone."""
+    minimum_face: float = Field(default=20.0, gt=0)
+    """Pixels of height, in the blueprint's frames, below which a face is left alone."""
+    maximum_yaw: float = Field(default=45.0, gt=0, le=180)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> GuidanceRecipe:
+        if self.window[0] >= self.window[1]:
+            raise ValueError(f"window {list(self.window)} must go from the lower noise level to the higher")
+        if self.scale > self.trust_radius:
+            raise ValueError(f"scale ({self.scale:g}) must not exceed trust_radius ({self.trust_radius:g})")
+        return self
+
+
 class AcceptRecipe(_Part):
     """Similarities at which a recogniser accepts, per false-accept rate."""
 
@@ -325,6 +353,7 @@ class Recipe(_Part):
     target: Share = 0.99
     """Share of readable frames that must match the identity."""
     blueprint: BlueprintRecipe
+    guidance: GuidanceRecipe | None = None
     faces: FacesRecipe
     reference: ReferenceRecipe = ReferenceRecipe()
     lock: LockRecipe
@@ -402,6 +431,7 @@ def _parse(path: Path) -> dict[str, Any]:
 
 _MODEL_KEYS: Mapping[str, tuple[str, ...]] = {
     "blueprint": ("model",),
+    "guidance": ("decoder",),
     "faces": ("detector", "encoder"),
     "lock": ("model",),
     "lock.faceid": ("adapter", "encoder"),

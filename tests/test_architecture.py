@@ -18,6 +18,7 @@ LEVELS = [
     {"video"},
     {"faces", "perception", "identity", "ledger"},
     {"closed_loop", "share_search", "restore_loop", "portrait", "blueprint", "alignment", "restoration"},
+    {"guidance"},
     {"recipe", "job", "report"},
     {"journal", "parts", "steps", "output", "assembly"},
     {"pipeline", "making", "clip", "footage"},

@@ -238,6 +238,7 @@ BENCHMARKS = {
     "lock": "The lock stage against a plain insightface loop with the same nets.",
     "real": "Real photos and videos: separation, verify against the libraries' own loops, false alarms.",
     "warp": "Real videos locked to other people's photos by the aligner warp; needs --assets.",
+    "guidance": "Whether identity guidance inside the blueprint helps the judge, or only the recogniser it climbs.",
     "paste": "Pasting faces back on 1080p frames against insightface's own paste.",
 }
 ON_ASSETS = frozenset({"real", "warp"})
