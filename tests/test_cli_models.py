@@ -19,8 +19,8 @@ from file_server import serve
 from facelock import cli
 from facelock.weights import catalog, pull
 from facelock.weights.catalog import Catalog
-from facelock.weights.download import Wire
 from facelock.weights.inventory import check, inventory
+from facelock.weights.wire import Wire
 
 HERE = Path(__file__).resolve().parent
 CONTENT = b"weights" * 50_000
@@ -208,7 +208,7 @@ from pathlib import Path
 from facelock import cli
 from facelock.weights import catalog
 from facelock.weights import pull
-from facelock.weights.download import Wire
+from facelock.weights.wire import Wire
 catalog.asset_dir = lambda _: Path(sys.argv[2])
 fetch = pull.download
 pull.download = lambda urls, *a, wire=None, **k: fetch([sys.argv[3]], *a, wire=Wire(5, True), **k)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from facelock import cli, doctor
-from facelock.doctor import Machine, RecipeNeeds, Running, WeightState, diagnose, machine, probes
+from facelock.doctor import Machine, RecipeNeeds, Running, WeightState, diagnose, machine, needs, probes
 from facelock.doctor import recipes as needs_of
 from facelock.doctor.checks import findings
 from facelock.doctor.machine import Gpu, encoder, parse_driver
@@ -248,6 +248,16 @@ def test_why_a_large_recipe_does_not_run(machine, why):
     assert standing(machine, LARGE).why == why and not standing(machine, LARGE).runs
 
 
+def test_a_gpu_that_needs_a_memory_plan():
+    need = replace(LARGE, vram=30 * GIB)
+    assert standing(BIG, need).hint == ""
+    assert standing(replace(BIG, memory=32 * GIB), need).why == (
+        "its weights take 33 GiB of memory, 32 are here",
+    )
+    found = standing(replace(BIG, gpus=(replace(H100, memory=24 * GIB),)), need)
+    assert found.runs and found.hint == "its weights take 30 GiB of GPU memory, 24 are here: give --vram"
+
+
 def test_a_small_recipe_beside_a_gpu_that_onnxruntime_does_not_use():
     found = standing(replace(BIG, providers=(CPU,)), SMALL)
     assert not found.runs and found.why == ("onnxruntime does not run on the GPU (--device cpu works)",)
@@ -257,7 +267,8 @@ def test_weights_that_are_missing_damaged_or_of_unknown_size():
     lost = WeightState("far", "missing", 0, "MIT", True, "facelock models pull far")
     need = replace(LARGE, weights=(lost, replace(lost, name="bad", state="damaged", bytes=GIB)))
     found = standing(BIG, need)
-    assert found.why == ("far is missing", "bad is damaged") and found.device == ""
+    assert found.reasons == ("far is missing", "bad is damaged") and found.why == () and found.device == ""
+    assert not found.runs
     assert [weight.name for weight in found.missing] == ["far", "bad"]
     assert "it needs a CUDA GPU" in standing(PLAIN, need).why  # a checkpoint of unknown size is no small one
     assert standing(PLAIN, RecipeNeeds("mine", "", error="mine.toml: unknown key")).why == (
@@ -306,6 +317,16 @@ def test_which_weights_are_here(tmp_path, monkeypatch):
     kept = Kept("7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed", 3, 0)
     write_receipt(folder, Receipt("far/folder@" + "a" * 40, {"config.json": kept}))
     assert state("far/folder") == "here" and state(str(folder)) == "here"
+    monkeypatch.setattr(
+        needs, "READ", 2
+    )  # a large file is not read, its size and time must be those recorded
+    assert state("far/folder") == "damaged"
+    stat = (folder / "config.json").stat()
+    kept = replace(kept, mtime_ns=stat.st_mtime_ns)
+    write_receipt(folder, Receipt("far/folder@" + "a" * 40, {"config.json": kept}))
+    assert state("far/folder") == "here"
+    monkeypatch.undo()
+    monkeypatch.setattr(catalog, "asset_dir", lambda _: tmp_path)
     (folder / "config.json").write_bytes(b"bad")
     assert state("far-folder") == "damaged"
     assert state("/nowhere/at/all") == "missing"
@@ -437,6 +458,7 @@ def test_the_command_on_one_that_is_not(command):
     assert "    pip uninstall -y onnxruntime onnxruntime-gpu\n" in out
     assert "    pip install --force-reinstall --no-deps onnxruntime-gpu==1.31.1\n" in out
     assert "  facelock models pull skyreels-v2-1.3b    # missing: 18.0 GiB, Skywork\n" in out
+    assert "onnxruntime does not run on the GPU, 1 of its weights to get\n" in out
     assert err == (
         "facelock: error: The recipe miniature does not run here: onnxruntime does not run on the GPU (--device cpu "
         "works). Give the commands under 'Problems'.\n"
@@ -465,4 +487,5 @@ def test_this_machine():
     assert done.returncode == (0 if found["runs"] else 3), done.stderr
     assert {row["name"] for row in found["machine"]["providers"] if row["ok"]} >= {"CPUExecutionProvider"}
     assert found["machine"]["encoders"][0] == {"name": "libx264", "ok": True, "reason": ""}
+    assert found["machine"]["ffmpeg_version"]
     assert found["machine"]["packages"]["torch"] and "Traceback" not in done.stderr

@@ -21,8 +21,9 @@ from facelock.errors import FaceLockError
 from facelock.recipe import load_recipe, model_names
 from facelock.weights import catalog, locate, require_commercial
 from facelock.weights.catalog import Catalog
-from facelock.weights.download import Wire, download
+from facelock.weights.download import download
 from facelock.weights.inventory import inventory
+from facelock.weights.wire import Wire
 
 CASES = int(os.environ.get("FACELOCK_FUZZ", "320"))
 LIMIT = 20

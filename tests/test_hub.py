@@ -19,9 +19,10 @@ from facelock.errors import ConfigError, ModelError, StorageError
 from facelock.recipe import load_recipe
 from facelock.weights import catalog, digest, locate, placing, pull, receipt, require_commercial
 from facelock.weights.catalog import Catalog, Fetch
-from facelock.weights.download import Wire, matches
+from facelock.weights.download import matches
 from facelock.weights.hub import HubFile, _wanted
 from facelock.weights.inventory import check
+from facelock.weights.wire import Wire
 
 REPO = "Skywork/SkyReels-V2-DF-1.3B-540P-Diffusers"
 FILES = {

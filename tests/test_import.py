@@ -27,6 +27,8 @@ LIGHT = [
     "weights.catalog",
     "weights",
     "weights.download",
+    "weights.wire",
+    "weights.hub",
     "weights.pull",
     "weights.inventory",
     "cli.models",

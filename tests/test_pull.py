@@ -20,11 +20,12 @@ from file_server import serve
 
 from facelock.errors import ModelError, StorageError
 from facelock.files import lock_file
-from facelock.weights import download as downloads
 from facelock.weights import pull as pulls
+from facelock.weights import wire as wires
 from facelock.weights.catalog import Entry, Fetch
-from facelock.weights.download import Wire, connect_public, download
+from facelock.weights.download import download
 from facelock.weights.pull import pull_entry, unpack
+from facelock.weights.wire import Wire, connect_public
 
 HERE = Path(__file__).resolve().parent
 CONTENT = bytes(range(256)) * 2048
@@ -136,7 +137,7 @@ def test_the_next_address_is_tried(tmp_path):
     ("behaviour", "reason", "times"),
     [
         ({"status": 404}, "HTTP 404", 1),
-        ({"status": 503}, "HTTP 503", downloads.TRIES),
+        ({"status": 503}, "HTTP 503", wires.TRIES),
         ({"content": CONTENT + b"more"}, "524292 bytes where the catalog knows 524288", 1),
         ({"content": CONTENT + b"more", "length": False}, "sends more than", 1),
         ({"content": b""}, "0 bytes where", 1),
@@ -153,7 +154,7 @@ def test_answers_that_are_no_use(tmp_path, behaviour, reason, times):
 def test_a_server_that_falls_silent_is_given_up(tmp_path):
     with serve(CONTENT, hang=3) as site, pytest.raises(ModelError, match=r"stopped sending\).*are kept"):
         pull_entry(weight(tmp_path, site.url), wire=Wire(timeout=0.2, loopback=True))
-    assert len(site.asked) == downloads.TRIES
+    assert len(site.asked) == wires.TRIES
 
 
 def test_nobody_answers(tmp_path, monkeypatch):
@@ -235,7 +236,7 @@ def test_a_proxy_of_the_user_s_is_used(tmp_path, monkeypatch):
         heard = []
 
         def answer() -> None:
-            for _ in range(downloads.TRIES):
+            for _ in range(wires.TRIES):
                 connection, _ = proxy.accept()
                 with connection:
                     heard.append(connection.recv(4096).split(b"\r\n")[0])
@@ -248,7 +249,7 @@ def test_a_proxy_of_the_user_s_is_used(tmp_path, monkeypatch):
         with pytest.raises(ModelError, match="not a public address"):
             pull_entry(weight(tmp_path, "https://10.0.0.1/a"))
     asked = [line.rpartition(b" ")[0] for line in heard]
-    assert asked == [b"CONNECT weights.example.org:443"] * downloads.TRIES
+    assert asked == [b"CONNECT weights.example.org:443"] * wires.TRIES
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
@@ -261,7 +262,7 @@ def test_a_server_that_cannot_prove_its_name_is_refused(tmp_path, monkeypatch):
     with serve(CONTENT, tls=context) as site:
         there = site.url.removeprefix("http://").strip("/").split(":")
         reached = socket.create_connection
-        monkeypatch.setattr(downloads, "connect_public", lambda *_: reached((there[0], int(there[1])), 5))
+        monkeypatch.setattr(wires, "connect_public", lambda *_: reached((there[0], int(there[1])), 5))
         with pytest.raises(ModelError, match="certificate verify failed"):
             pull_entry(weight(tmp_path, "https://weights.example.org/a"))
         assert site.asked == []
@@ -358,7 +359,7 @@ RUNNER = """
 import sys
 from pathlib import Path
 from facelock.weights.catalog import Entry, Fetch
-from facelock.weights.download import Wire
+from facelock.weights.wire import Wire
 from facelock.weights.pull import pull_entry
 folder, url, size, sha256 = sys.argv[1:]
 fetch = Fetch.model_construct(kind="file", urls=(url,), bytes=0, sha256=None)

@@ -50,7 +50,7 @@ def doctor(
         typer.echo("\n".join(text(diagnosis)))
     if not asked.runs:
         raise EnvironmentFailure(
-            f"The recipe {recipe} does not run here: {', '.join(asked.why)}. {_next(diagnosis)}."
+            f"The recipe {recipe} does not run here: {', '.join(asked.reasons)}. {_next(diagnosis)}."
         )
 
 
@@ -94,14 +94,16 @@ def _machine(machine: Machine) -> Iterator[str]:
     running = [provider.name for provider in machine.providers if provider.ok]
     yield f"onnxruntime computes on: {', '.join(running) or 'nothing'}"
     working = [encoder.name for encoder in machine.encoders if encoder.ok]
-    yield f"encoders that work: {', '.join(working) or 'none'} ({machine.ffmpeg or 'no ffmpeg'})"
+    ffmpeg = f"ffmpeg {machine.ffmpeg_version}, {machine.ffmpeg}" if machine.ffmpeg else "no ffmpeg"
+    yield f"encoders that work: {', '.join(working) or 'none'} ({ffmpeg})"
     yield f"weights: {machine.cache}, {machine.cache_free / GIB:.1f} GiB free"
 
 
 def _recipes(standings: Sequence[Standing]) -> Iterator[str]:
     rows = [("RECIPE", "RUNS", "ON", "WHY NOT")]
     for standing in standings:
-        why = ", ".join(standing.why)
+        lost = [f"{len(standing.missing)} of its weights to get"] if standing.missing else []
+        why = ", ".join([*standing.why, *lost]) or standing.hint
         rows.append((standing.name, "yes" if standing.runs else "no", standing.device or "-", why))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

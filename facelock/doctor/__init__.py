@@ -44,9 +44,16 @@ class Standing:
     device: str
     """``cuda`` or ``cpu``, what it would run on; empty where it does not run at all."""
     why: tuple[str, ...]
-    """What is in its way, one phrase each; empty when nothing is."""
+    """What is in its way besides weights, one phrase each."""
     missing: tuple[WeightState, ...]
     """Weights that are not here or damaged."""
+    hint: str = ""
+    """What to know although nothing is in the way."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Everything that is in its way; empty when it runs."""
+        return (*(f"{weight.name} is {weight.state}" for weight in self.missing), *self.why)
 
 
 @dataclass(frozen=True)
@@ -90,12 +97,19 @@ def diagnose(machine: Machine, needs: Sequence[RecipeNeeds]) -> Diagnosis:
 
 def _standing(machine: Machine, need: RecipeNeeds) -> Standing:
     missing = tuple(weight for weight in need.weights if weight.state != "here")
-    lacking = [*_lacking_parts(machine), *_lacking_weights(missing)]
-    if need.error:
-        lacking.append(need.error)
+    lacking = [*_lacking_parts(machine), *([need.error] if need.error else [])]
     device, in_the_way = _device(machine, need)
     why = (*lacking, *in_the_way)
-    return Standing(need.name, need.purpose, not why, device if not lacking else "", why, missing)
+    runs = not why and not missing
+    device = "" if lacking or missing else device
+    return Standing(need.name, need.purpose, runs, device, why, missing, _hint(machine, need))
+
+
+def _hint(machine: Machine, need: RecipeNeeds) -> str:
+    gpu = usable_gpu(machine)
+    if gpu is None or need.vram <= gpu.memory:
+        return ""
+    return f"its weights take {need.vram / GIB:.0f} GiB of GPU memory, {gpu.memory / GIB:.0f} are here: give --vram"
 
 
 def _lacking_parts(machine: Machine) -> list[str]:
@@ -109,18 +123,14 @@ def _lacking_parts(machine: Machine) -> list[str]:
     return [what for what, there in needed.items() if not there]
 
 
-def _lacking_weights(missing: Sequence[WeightState]) -> list[str]:
-    return [f"{weight.name} is {weight.state}" for weight in missing]
-
-
 def _device(machine: Machine, need: RecipeNeeds) -> tuple[str, list[str]]:
     """What it would run on, and what of the device is in the way."""
-    size, why = need.bytes, []
+    size, why = need.vram or need.bytes, []
     if size and size * HEADROOM > machine.memory > 0:
         why.append(
             f"its weights take {size * HEADROOM / GIB:.0f} GiB of memory, {machine.memory / GIB:.0f} are here"
         )
-    gpu, heavy = usable_gpu(machine), size > HEAVY or need.unknown_size
+    gpu, heavy = usable_gpu(machine), size > HEAVY or (need.unknown_size and not need.vram)
     if gpu is None:
         return "cpu", [*why, "it needs a CUDA GPU"] if heavy else why
     if heavy and gpu.memory < SMALLEST_GPU:

@@ -89,6 +89,7 @@ class Machine:
     opencv: Running = field(default_factory=lambda: Running("opencv", True))
     ffmpeg: str = ""
     """Path; empty: none."""
+    ffmpeg_version: str = ""
     encoders: tuple[Running, ...] = ()
     cache: Path = Path()
     cache_free: int = 0
@@ -128,6 +129,7 @@ def examine() -> Machine:
         torchvision=_running("torchvision", vision_facts) if vision_facts is not None else None,
         opencv=_running("opencv", light_facts.get("opencv", light_facts)),
         ffmpeg=ffmpeg,
+        ffmpeg_version=ffmpeg_version(ffmpeg),
         encoders=encoders,
         cache=cache,
         cache_free=_free(cache),
@@ -218,6 +220,15 @@ def _encoders() -> tuple[str, tuple[Running, ...]]:
     except EncoderError as error:
         return "", tuple(Running(name, False, str(error)) for name in ENCODERS)
     return program, tuple(encoder(program, name) for name in ENCODERS)
+
+
+def ffmpeg_version(program: str) -> str:
+    """What ``program`` calls itself; empty where it does not say."""
+    with suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=PATIENCE)
+        found = re.match(r"ffmpeg version (\S+)", done.stdout)
+        return found[1] if found else ""
+    return ""
 
 
 def encoder(program: str, name: str, *, run: Callable[..., Any] = subprocess.run) -> Running:

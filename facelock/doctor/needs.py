@@ -40,6 +40,8 @@ class RecipeNeeds:
     weights: tuple[WeightState, ...] = ()
     error: str = ""
     """Why the recipe itself cannot be read."""
+    vram: int = 0
+    """Bytes of GPU memory that its weights take without a memory plan, where the recipe says so."""
 
     @property
     def bytes(self) -> int:
@@ -67,7 +69,9 @@ def _needs(name: str, catalog: Catalog) -> RecipeNeeds:
     except FaceLockError as error:
         return RecipeNeeds(Path(name).stem, "", error=str(error).rstrip("."))
     wanted = dict.fromkeys(model_names(recipe).values())
-    return RecipeNeeds(recipe.name, recipe.purpose, tuple(weight_state(model, catalog) for model in wanted))
+    vram = int(float(getattr(recipe, "vram_gib", None) or 0) * 2**30)
+    weights = tuple(weight_state(model, catalog) for model in wanted)
+    return RecipeNeeds(recipe.name, recipe.purpose, weights, vram=vram)
 
 
 def weight_state(model: str, catalog: Catalog) -> WeightState:

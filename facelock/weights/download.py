@@ -4,48 +4,35 @@
 
     download(["https://host/a.onnx"], Path("a.onnx.part"), size=232589, sha256="8f2383e4...")
 
-Only https, redirects too; hosts that resolve to a private, loopback or link-local address are refused before a
-packet is sent to them, and the address that was checked is the one connected to. What has come is kept at ``part``
-when a connection ends, and the next call goes on there (HTTP Range, guarded by the server's ETag and the length),
-also from another of the addresses: the sha256 decides in the end.
+Only https from public hosts (:mod:`facelock.weights.wire`). What has come is kept at ``part`` when a connection ends,
+and the next call goes on there (HTTP Range, guarded by the server's ETag and the length), also from another of the
+addresses: the sha256 decides in the end.
 """
 
 from __future__ import annotations
 
 import hashlib
 import http.client
-import ipaddress
 import json
 import logging
-import socket
-import ssl
 import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
 from facelock.errors import ModelError, StorageError
 from facelock.files import storage_error
 from facelock.protocols import Progress
 from facelock.weights import sha256_file
+from facelock.weights.wire import FINAL, LINKED, PASSING, TRIES, RefusedError, Wire, host_of, reason_of
 
 log = logging.getLogger(__name__)
 
-TRIES = 3
-"""Rounds over all addresses."""
 PIECE = 1 << 18
 """Bytes read at once."""
-FINAL = range(400, 500)
-"""Answers that another try would not change, but for those of :data:`PASSING`."""
-PASSING = {408, 416, 425, 429}
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
 MIB = 2**20
-LINKED = "X-Linked-Etag"
-"""The header in which the hub tells the sha256 of a large file before it sends the client elsewhere for it."""
 
 
 class GatedError(ModelError):
@@ -57,139 +44,8 @@ class GatedError(ModelError):
         """401 or 403."""
 
 
-class _RefusedError(Exception):
-    """This address is of no use: asking it again would change nothing."""
-
-    status = 0
-
-
 class _AgainError(Exception):
     """This try failed, another one may not."""
-
-
-@dataclass(frozen=True)
-class Wire:
-    """How addresses are reached."""
-
-    timeout: float = 30.0
-    """Seconds without a byte after which a connection is given up."""
-    loopback: bool = False
-    """Also take ``http://127.0.0.1``: for tests, which run a server of their own. Nothing else sets it."""
-
-    def open(self, url: str, headers: Mapping[str, str], method: str = "GET") -> http.client.HTTPResponse:
-        """Ask for ``url`` and return the answer, redirects followed; its headers tell ``X-Linked-Etag``, whichever
-        answer on the way had it. ``Authorization`` goes to the host of ``url`` alone.
-
-        Raises ``_RefusedError``, ``OSError``.
-        """
-        self.check(url)
-        plain = {key: value for key, value in headers.items() if key != "Authorization"}
-        request = urllib.request.Request(url, headers=plain, method=method)  # noqa: S310 - checked just above
-        if "Authorization" in headers:
-            request.add_unredirected_header("Authorization", headers["Authorization"])
-        redirects = _Redirects(self)
-        opener = urllib.request.OpenerDirector()
-        handlers = [
-            urllib.request.ProxyHandler({} if self.loopback else None),
-            _Https(),
-            redirects,
-            urllib.request.HTTPDefaultErrorHandler(),
-            urllib.request.HTTPErrorProcessor(),
-            *([urllib.request.HTTPHandler()] if self.loopback else []),
-        ]
-        for handler in handlers:
-            opener.add_handler(handler)
-        answer: http.client.HTTPResponse = opener.open(request, timeout=self.timeout)
-        if redirects.linked and LINKED not in answer.headers:
-            answer.headers[LINKED] = redirects.linked
-        return answer
-
-    def check(self, url: str) -> None:
-        """Raise ``_RefusedError`` unless ``url`` is a plain https address of a public host."""
-        try:
-            parts = urlsplit(url)
-            host, named = parts.hostname or "", parts.username is not None
-        except ValueError as error:
-            raise _RefusedError(f"{url[:80]!r} is no address") from error
-        if self.loopback and parts.scheme == "http" and host == "127.0.0.1":
-            return
-        if parts.scheme != "https" or not host or named:
-            raise _RefusedError(f"{url[:80]!r} is not a plain https address")
-        with suppress(ValueError):
-            _require_public(host, host)
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    max_redirections = 5
-
-    def __init__(self, wire: Wire) -> None:
-        self.wire = wire
-        self.linked = ""
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        self.wire.check(newurl)
-        self.linked = headers.get(LINKED, "") or self.linked
-        request = super().redirect_request(req, fp, code, msg, headers, newurl)
-        if (
-            request is not None and urlsplit(req.full_url)[:2] == urlsplit(newurl)[:2]
-        ):  # a repository that was renamed
-            for key, value in req.unredirected_hdrs.items():
-                if key == "Authorization":
-                    request.add_unredirected_header(key, value)
-        return request
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_PublicConnection, req, context=ssl.create_default_context())  # type: ignore[arg-type]
-
-
-class _PublicConnection(http.client.HTTPSConnection):
-    """Connects to public addresses only; through a proxy of the user's, to that."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        if not hasattr(self, "_create_connection"):  # http.client's own hook: without it nothing is checked
-            raise _RefusedError("this Python's http.client cannot be told where to connect")
-        self._create_connection = self._connect
-
-    def _connect(self, address: tuple[str, int], timeout: float, source: Any = None) -> socket.socket:
-        if getattr(self, "_tunnel_host", None):
-            return socket.create_connection(address, timeout, source)
-        return connect_public(address, timeout)
-
-
-def connect_public(address: tuple[str, int], timeout: float) -> socket.socket:
-    """A TCP connection to (host, port), unless any of the host's addresses is not a public one.
-
-    Raises ``_RefusedError`` then, ``OSError`` when none of them answers.
-    """
-    host, port = address
-    found = [info[4] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    for where in found:
-        _require_public(str(where[0]), host)
-    failure: OSError = OSError(f"{host} has no address")
-    for where in found:
-        try:
-            return socket.create_connection((str(where[0]), port), timeout)
-        except OSError as error:
-            failure = error
-    raise failure
-
-
-def _require_public(address: str, host: str) -> None:
-    """Raise ``_RefusedError`` for the numeric ``address`` of ``host``, ``ValueError`` when it is not numeric."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    inner = _carried(ip) if isinstance(ip, ipaddress.IPv6Address) else ip
-    if not inner.is_global or inner.is_multicast:
-        raise _RefusedError(f"{host} is {ip}, which is not a public address")
-
-
-def _carried(ip: ipaddress.IPv6Address) -> ipaddress.IPv6Address | ipaddress.IPv4Address:
-    """The IPv4 address that an IPv6 one stands for (mapped, 6to4, NAT64), else itself."""
-    if ip in NAT64:
-        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-    return ip.ipv4_mapped or ip.sixtofour or ip
 
 
 def download(
@@ -219,11 +75,11 @@ def download(
             _try(url, wanted, lambda done: progress and progress(stage, done, size))
             _etag_file(part).unlink(missing_ok=True)
             return
-        except _RefusedError as error:
-            reason, status = f"{_host(url)}: {error}", error.status
+        except RefusedError as error:
+            reason, status = f"{host_of(url)}: {error}", error.status
             useless.add(url)
         except _AgainError as error:
-            reason = f"{_host(url)}: {error}"
+            reason = f"{host_of(url)}: {error}"
         log.debug("%s: %s", stage, reason)
     if status in (401, 403):
         raise GatedError(f"{stage}: cannot be fetched ({reason}). Its publisher decides who gets it.", status)
@@ -258,50 +114,6 @@ def matches(path: Path, digest: str) -> bool:
     return made.hexdigest() == wanted
 
 
-def ask(url: str, headers: Mapping[str, str], *, most: int, name: str, wire: Wire) -> bytes:
-    """A short answer, of at most ``most`` bytes, tried :data:`TRIES` times.
-
-    Raises ``urllib.error.HTTPError`` for an answer that another try would not change, ``ModelError`` about ``name``
-    when nobody answers.
-    """
-    reason = ""
-    for _ in range(TRIES):
-        try:
-            with wire.open(url, {"User-Agent": "facelock", **headers}) as answer:
-                return answer.read(most + 1)[:most]
-        except urllib.error.HTTPError as error:
-            if error.code in FINAL and error.code not in PASSING:
-                raise
-            reason = f"HTTP {error.code} {error.reason}"
-        except _RefusedError as error:
-            reason = str(error)
-            break
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = _reason(error, wire)
-    raise ModelError(
-        f"{name}: cannot be fetched ({_host(url)}: {reason}). Check the network, or try again later."
-    )
-
-
-def size_of(urls: Sequence[str], *, name: str, wire: Wire) -> int:
-    """Bytes of the file behind the first of ``urls`` that says how many it has. Raises ``ModelError``."""
-    reason = ""
-    for url in urls:
-        try:
-            with wire.open(url, {"User-Agent": "facelock", "Accept-Encoding": "identity"}, "HEAD") as answer:
-                length = answer.headers.get("Content-Length", "")
-            if length.isdigit():
-                return int(length)
-            reason = f"{_host(url)}: it does not say how large it is"
-        except urllib.error.HTTPError as error:
-            reason = f"{_host(url)}: HTTP {error.code} {error.reason}"
-        except _RefusedError as error:
-            reason = f"{_host(url)}: {error}"
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            reason = f"{_host(url)}: {_reason(error, wire)}"
-    raise ModelError(f"{name}: cannot be fetched ({reason}). Check the network, or try again later.")
-
-
 def _give_up(stage: str, reason: str, part: Path) -> NoReturn:
     kept = _size(part)
     what = f"{stage}: cannot be fetched ({reason})"
@@ -313,7 +125,7 @@ def _give_up(stage: str, reason: str, part: Path) -> NoReturn:
 
 
 def _try(url: str, wanted: _Wanted, tell: Any) -> None:
-    """One address, once. Raises ``_RefusedError`` or ``_AgainError``."""
+    """One address, once. Raises ``RefusedError`` or ``_AgainError``."""
     part, size = wanted.part, wanted.size
     have = _size(part)
     if have > size:
@@ -326,7 +138,7 @@ def _try(url: str, wanted: _Wanted, tell: Any) -> None:
         _forget(part)
         kind = wanted.digest.rpartition(":")[0] or "sha256"
         problem = f"not the file the catalog knows ({kind} differs); it was discarded"
-        raise _AgainError(problem) if have else _RefusedError(problem)
+        raise _AgainError(problem) if have else RefusedError(problem)
 
 
 def _fill(url: str, wanted: _Wanted, have: int, tell: Any) -> None:
@@ -348,9 +160,9 @@ def _fill(url: str, wanted: _Wanted, have: int, tell: Any) -> None:
     except urllib.error.HTTPError as error:
         if error.code == 416:  # what is here is not a beginning of what is there
             _forget(part)
-        kind = _RefusedError if error.code in FINAL and error.code not in PASSING else _AgainError
+        kind = RefusedError if error.code in FINAL and error.code not in PASSING else _AgainError
         refused = kind(f"HTTP {error.code} {error.reason}")
-        if isinstance(refused, _RefusedError):
+        if isinstance(refused, RefusedError):
             refused.status = error.code
         raise refused from error
     except (
@@ -358,10 +170,10 @@ def _fill(url: str, wanted: _Wanted, have: int, tell: Any) -> None:
         http.client.HTTPException,
         ValueError,
     ) as error:  # ValueError: it redirects to no address
-        raise _AgainError(_reason(error, wire)) from error
+        raise _AgainError(reason_of(error, wire)) from error
     if have > size:
         _forget(part)
-        raise _RefusedError(f"it sends more than the {size} bytes the catalog knows")
+        raise RefusedError(f"it sends more than the {size} bytes the catalog knows")
     if have < size:
         raise _AgainError(f"the connection ended after {have} of {size} bytes")
 
@@ -376,14 +188,14 @@ def _headers(url: str, part: Path, have: int) -> dict[str, str]:
 
 
 def _require_same(answer: http.client.HTTPResponse, digest: str) -> None:
-    """Raise ``_RefusedError`` when the server itself says that it gives another file."""
+    """Raise ``RefusedError`` when the server itself says that it gives another file."""
     said = answer.headers.get(LINKED, "").strip().removeprefix("W/").strip('"').lower()
     if len(said) == 64 and len(digest) == 64 and said != digest:
-        raise _RefusedError(f"it gives another file than the catalog knows (sha256 {said[:12]}…)")
+        raise RefusedError(f"it gives another file than the catalog knows (sha256 {said[:12]}…)")
 
 
 def _beginning(answer: http.client.HTTPResponse, part: Path, have: int, size: int) -> int:
-    """Where in the file the answer begins: behind what is here, or at 0. Raises ``_RefusedError``, ``_AgainError``."""
+    """Where in the file the answer begins: behind what is here, or at 0. Raises ``RefusedError``, ``_AgainError``."""
     if answer.status == 206:
         begin, _, total = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
         if begin.partition("-")[0] != str(have) or total not in (str(size), "*"):
@@ -398,7 +210,7 @@ def _beginning(answer: http.client.HTTPResponse, part: Path, have: int, size: in
         )
     length = answer.headers.get("Content-Length")
     if length is not None and length != str(size):
-        raise _RefusedError(f"it has {length} bytes where the catalog knows {size}")
+        raise RefusedError(f"it has {length} bytes where the catalog knows {size}")
     return 0
 
 
@@ -410,25 +222,6 @@ def _read(answer: http.client.HTTPResponse) -> bytes:
         raise _AgainError("it stopped sending") from error
     except (OSError, http.client.HTTPException) as error:
         raise _AgainError(str(error) or type(error).__name__) from error
-
-
-def _host(url: str) -> str:
-    """The host of an address, for a message; of something that is no address, its beginning."""
-    try:
-        return urlsplit(url).hostname or url[:80]
-    except ValueError:
-        return url[:80]
-
-
-def _reason(error: BaseException, wire: Wire) -> str:
-    """A network error in a few words."""
-    inner = getattr(error, "reason", error)
-    if isinstance(inner, TimeoutError):
-        return f"no answer within {wire.timeout:g} s"
-    if isinstance(inner, socket.gaierror):
-        return "its name cannot be resolved; is this machine online?"
-    text = getattr(inner, "strerror", None) or str(inner) or type(inner).__name__
-    return str(text).splitlines()[0][:160].rstrip(". ")
 
 
 @contextmanager

@@ -32,9 +32,10 @@ from facelock.files import publish
 from facelock.protocols import Progress
 from facelock.weights import sha256_file
 from facelock.weights.catalog import DIFFUSERS, Entry, Fetch, relative_path
-from facelock.weights.download import GatedError, Wire, ask, download, matches
+from facelock.weights.download import GatedError, download, matches
 from facelock.weights.placing import cache_errors, require_room, staging_of, swap
 from facelock.weights.receipt import Kept, Receipt, read_receipt, receipt_path, write_receipt
+from facelock.weights.wire import Wire, ask
 
 log = logging.getLogger(__name__)
 

@@ -27,10 +27,11 @@ from facelock.files import lock_file, publish
 from facelock.protocols import Progress
 from facelock.weights import damaged, digest, is_here, missing, require_commercial, sha256_file
 from facelock.weights.catalog import Catalog, Entry, Fetch
-from facelock.weights.download import PIECE, Wire, cache_error, download, size_of
+from facelock.weights.download import PIECE, cache_error, download
 from facelock.weights.hub import fetch_hub
 from facelock.weights.placing import arrived, cache_errors, part_of, require_room, swap
 from facelock.weights.receipt import Kept, Receipt, receipt_path, write_receipt
+from facelock.weights.wire import Wire, size_of
 
 log = logging.getLogger(__name__)
 
