@@ -35,6 +35,8 @@ from facelock.assets import asset_dir
 from facelock.blueprint.options import check_options
 from facelock.errors import ConfigError
 from facelock.mistakes import did_you_mean, sentence
+from facelock.tuning.options import Speed, StepCache
+from facelock.tuning.plan import VRAM
 
 SCHEMA = "facelock.recipe.v1"
 LARGEST_FILE = 1 << 20
@@ -336,6 +338,53 @@ class EncodeRecipe(_Part):
     """H.264 settings; 16 is visually lossless."""
 
     crf: int = Field(default=16, ge=0, le=51)
+    encoder: Literal["x264", "nvenc"] = "x264"
+    """On CPU cores, in a process of its own; or on a GPU that has an encoder (data-centre cards have none)."""
+
+
+class StepCacheRecipe(_Part):
+    """A step cache of the transformer: :class:`facelock.tuning.options.StepCache`."""
+
+    kind: str
+    threshold: float | None = Field(default=None, gt=0, le=10)
+    every: int = Field(default=2, ge=2, le=100)
+    window: tuple[int, int] = (100, 800)
+    ratios: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    most: int = Field(default=3, ge=1, le=100)
+
+
+class SpeedRecipe(_Part):
+    """What makes the blueprint faster, off unless named: :class:`facelock.tuning.options.Speed`, docs/speed.md."""
+
+    reference: bool = False
+    attention: str | None = None
+    compile: str | None = None
+    cache: StepCacheRecipe | None = None
+    quantise: str | None = None
+    channels_last: bool = False
+    vae_precision: str = "float32"
+    overlap: bool = False
+
+    @model_validator(mode="after")
+    def _known(self) -> SpeedRecipe:
+        try:
+            self.choices()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def choices(self) -> Speed:
+        """The choices that hold, as :mod:`facelock.tuning` takes them."""
+        values = self.model_dump(exclude={"cache"})
+        cache = StepCache(**self.cache.model_dump()) if self.cache else None
+        return Speed(**values, cache=cache).check().effective()
+
+
+class MemoryRecipe(_Part):
+    """How much of a GPU's memory may be used: docs/speed.md."""
+
+    vram: Literal[8, 12, 16, 24, 48, 80] | None = None
+    """GiB; None: all of the card, or no plan on a CPU."""
 
 
 class Recipe(_Part):
@@ -360,6 +409,8 @@ class Recipe(_Part):
     restore: RestoreRecipe
     judge: JudgeRecipe
     encode: EncodeRecipe = EncodeRecipe()
+    speed: SpeedRecipe = SpeedRecipe()
+    memory: MemoryRecipe = MemoryRecipe()
 
     def settings(self) -> dict[str, Any]:
         """The whole recipe as plain JSON values, defaults included: what a report and a journal keep."""
@@ -370,6 +421,22 @@ class Recipe(_Part):
         """(height, width) in pixels of the final frames when no size is asked for."""
         height, width = self.blueprint.size
         return height * self.restore.scale, width * self.restore.scale
+
+
+def tuned(recipe: Recipe, *, vram: int | None = None, reference: bool = False) -> Recipe:
+    """The recipe with a memory plan for ``vram`` GiB, or on the plain code path, where that is asked for.
+
+    Raises :class:`ConfigError` for a size that no plan is for.
+    """
+    changed: dict[str, Any] = {}
+    if vram is not None:
+        if vram not in VRAM:
+            known = ", ".join(str(size) for size in VRAM)
+            raise ConfigError(f"There is no plan for --vram {vram}. Give one of: {known}.")
+        changed["memory"] = MemoryRecipe.model_validate({"vram": vram})
+    if reference:
+        changed["speed"] = SpeedRecipe(reference=True)
+    return recipe.model_copy(update=changed)
 
 
 def recipe_names() -> dict[str, Path]:

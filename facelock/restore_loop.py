@@ -88,10 +88,12 @@ class RestoreLoop(ClosedLoop):
             tolerance=self.tolerance,
             steps=self.steps,
         )
+        failed = torch.zeros(len(work.faces), dtype=torch.bool)
         rung, (faces, shares) = 0, search.next()
         while len(faces):
             for index, share in zip(faces.split(AT_ONCE), shares.split(AT_ONCE), strict=True):
                 crops, finite = self._candidates(work, restored, index, share)
+                failed[index[~finite]] = True
                 shown = self.paste(work, crops, index)
                 score = similarity(self.embed(work, shown, index), work.reference[index])
                 distance = self._distance(
@@ -101,6 +103,8 @@ class RestoreLoop(ClosedLoop):
                 keep(work, index[good], crops[good], shown[good], score[good], rung)
                 work.consistency[index[good]], work.share[index[good]] = distance[good], share[good]
             rung, (faces, shares) = rung + 1, search.next()
+        if bool(failed.any()):
+            logger.warning("%d restored faces hold NaN or infinity; they stay as enlarged", int(failed.sum()))
 
     def _candidates(
         self, work: Work, restored: Tensor, index: Tensor, share: Tensor
@@ -113,10 +117,6 @@ class RestoreLoop(ClosedLoop):
         else:
             crops = plain + share[:, None, None, None] * (restored[index] - plain)
         finite = crops.isfinite().flatten(1).all(1)
-        if not bool(finite.all()):
-            logger.warning(
-                "%d restored faces hold NaN or infinity; they stay as they were enlarged", (~finite).sum()
-            )
         return torch.where(finite[:, None, None, None], crops, plain), finite
 
     def _footprints(self, work: Work) -> list[Footprint]:

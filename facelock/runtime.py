@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stdout
-from functools import cache
+from functools import cache, lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,13 +18,19 @@ import numpy as np
 import onnxruntime
 import torch
 
+from facelock.batchable import Run, agrees, any_rows
+from facelock.bound import BoundSession, cuda_options, torch_stream
 from facelock.errors import ConfigError, DeviceError, ModelError, StorageError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+R = TypeVar("R")
+U = TypeVar("U")
 
-CPU_BATCH = 2
-"""Rows of a batch on a CPU, at most."""
+CPU_BATCH = 1
+"""Rows of a batch on a CPU: one picture's maps stay in a core's cache, and no row is ever padded."""
+BUSY_BATCH = 3
+"""The same for networks of thousands of tiny operators, whose cost is in calling them."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Name, as recipes give it → type."""
 # fmt: off
@@ -95,9 +102,9 @@ def resolve_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     return PRECISIONS[precision]
 
 
-def _provider(device: torch.device) -> tuple[str, dict[str, str]]:
+def _provider(device: torch.device, stream: Any = None) -> tuple[str, dict[str, str]]:
     if device.type == "cuda":
-        return "CUDAExecutionProvider", {"device_id": str(device.index or 0)}
+        return "CUDAExecutionProvider", cuda_options(device, stream)
     return "CPUExecutionProvider", {}
 
 
@@ -106,10 +113,12 @@ def open_session(
     device: torch.device | str = "cpu",
     threads: int | None = None,
     content: bytes | None = None,
+    stream: Any = None,
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file on exactly ``device``, the whole graph of it.
 
-    ``threads`` defaults to torch's; ``content`` is a changed copy of the file to open in its place. Raises
+    ``threads`` defaults to torch's; ``content`` is a changed copy of the file to open in its place; ``stream`` is
+    torch's, in which a GPU is to work (:func:`facelock.bound.torch_stream`). Raises
     ``ModelError`` when the file is missing or damaged and ``DeviceError`` when the first active provider is not the
     one asked for, or computes only a part of the graph (onnxruntime would fall back to the CPU silently).
     """
@@ -123,7 +132,7 @@ def open_session(
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    provider, settings = _provider(device)
+    provider, settings = _provider(device, stream)
     if device.type == "cuda":
         _load_cuda_libraries()
         options.add_session_config_entry(*_whole_graph_option())
@@ -206,6 +215,45 @@ def fixed(dimension: object) -> int | None:
     return dimension if isinstance(dimension, int) and dimension > 0 else None
 
 
+_here = threading.local()
+
+
+@lru_cache(maxsize=4)
+def _lanes(count: int) -> ThreadPoolExecutor:
+    """The one pool of ``count`` threads that everything which runs side by side shares."""
+    return ThreadPoolExecutor(count, "facelock-lane", _enter_lane, (count,))
+
+
+def _enter_lane(count: int) -> None:
+    """In a lane torch takes one thread for itself: as many lanes as cores are busy already.
+
+    Torch keeps the number per thread once it was asked for it, but setting it also decides what new threads start
+    with, so a passing thread sets that back.
+    """
+    _here.lane = True
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+    passing = threading.Thread(target=torch.set_num_threads, args=(count,))
+    passing.start()
+    passing.join()
+
+
+def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """``work`` of every item, in order, on as many threads as torch has; without gradients.
+
+    Within such work it is one after the other. Raises what the first item that fails raises.
+    """
+    waiting, count = list(items), torch.get_num_threads()
+    if count < 2 or len(waiting) < 2 or getattr(_here, "lane", False):
+        return [_without_gradients(work, item) for item in waiting]
+    return list(_lanes(count).map(lambda item: _without_gradients(work, item), waiting))
+
+
+def _without_gradients(work: Callable[[T], R], item: T) -> R:
+    with torch.no_grad():
+        return work(item)
+
+
 class BatchSession:
     """An ONNX file whose rows run in batches of one fixed, padded shape, so that no row's bits depend on another's.
 
@@ -219,23 +267,68 @@ class BatchSession:
         device: torch.device | str = "cpu",
         *,
         batch: int = 16,
+        on_cpu: int = CPU_BATCH,
         content: bytes | None = None,
+        widen: bool = False,
     ) -> None:
-        """Open the file; ``batch`` rows at once, fewer on a CPU, or as many as the file fixes.
+        """Open the file; ``batch`` rows at once, ``on_cpu`` at most on a CPU, or as many as the file fixes.
 
-        ``content`` is a changed copy of the file to open in its place. Raises ``ModelError``, ``DeviceError``.
+        ``content`` is a changed copy of the file to open in its place. With ``widen`` a file that is fixed at one row
+        takes ``batch`` of them on a GPU all the same, if that gives the same numbers (:mod:`facelock.batchable`); on
+        a CPU one row is as fast. Raises ``ModelError``, ``DeviceError``.
         """
         self._device = torch.device(device)
-        on_cpu = self._device.type == "cpu"
-        self.session = open_session(path, device, threads=1 if on_cpu else None, content=content)
+        cpu = self._device.type == "cpu"
+        stream = torch_stream(self._device)
+        self.session = open_session(path, device, threads=1 if cpu else None, content=content, stream=stream)
+        self._bound = None if cpu else BoundSession(self.session, self._device, stream)
         self.inputs: dict[str, list[int | str | None]] = {i.name: i.shape for i in self.session.get_inputs()}
         """Name → shape, open dimensions by their names."""
         self.outputs: dict[str, list[int | str | None]] = {
             o.name: o.shape for o in self.session.get_outputs()
         }
         own = [rows for shape in self.inputs.values() if shape and (rows := fixed(shape[0]))]
-        self.batch: int = own[0] if own else min(batch, CPU_BATCH if on_cpu else batch)
-        self._lanes = ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1, "facelock-onnx")
+        self.batch: int = own[0] if own else min(batch, on_cpu if cpu else batch)
+        if widen and not cpu and self.batch == 1 < batch:
+            self._widen(Path(path), batch, content, stream)
+
+    def _widen(self, path: Path, batch: int, content: bytes | None, stream: Any) -> None:
+        """Take ``batch`` rows at once where the file fixes one, if the numbers stay the same."""
+        content = any_rows(path, content)
+        session = open_session(path, self._device, content=content, stream=stream) if content else None
+        if session is not None:
+            wide = BoundSession(session, self._device, stream)
+            if agrees(self._numpy(self._bound), self._numpy(wide), self.inputs, batch):
+                self.session, self._bound, self.batch = session, wide, batch
+                return
+        log.warning("%s takes one row at a time and cannot be changed: its rows run one by one", path.name)
+
+    def _numpy(self, bound: BoundSession | None) -> Run:
+        """``bound`` for arrays on the host."""
+
+        def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+            if bound is None:
+                return self.session.run(None, dict(inputs))
+            given = {name: torch.from_numpy(rows).to(bound.device) for name, rows in inputs.items()}
+            return [out.cpu().numpy() for out in bound(given)]
+
+        return run
+
+    def run_tensors(self, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """:meth:`run` for tensors (N, ...) on any device; on a GPU nothing goes through the host.
+
+        The outputs lie on the session's device.
+        """
+        if self._bound is None:
+            return [
+                torch.from_numpy(out) for out in self.run({k: v.cpu().numpy() for k, v in inputs.items()})
+            ]
+        count, parts = len(next(iter(inputs.values()))), []
+        for begin in range(0, max(count, 1), self.batch):
+            rows = slice(begin, min(begin + self.batch, count))
+            given = {k: _filled(v[rows].to(self._bound.device), self.batch) for k, v in inputs.items()}
+            parts.append([out[: rows.stop - begin] for out in self._bound(given)])
+        return [torch.cat(column) for column in zip(*parts, strict=True)]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs for rows of ``inputs`` (each (N, ...)), joined along their first axis.
@@ -257,26 +350,30 @@ class BatchSession:
             outputs = self._once({k: _padded(v, self.batch) for k, v in made.items()})
             return [out[:rows] for out in outputs] if rows < self.batch else outputs
 
-        parts = self._lanes.map(part, range(0, max(count, 1), self.batch))
+        begins = range(0, max(count, 1), self.batch)
+        parts = side_by_side(part, begins) if self._device.type == "cpu" else [part(b) for b in begins]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     def _once(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """One batch. On a GPU inputs and outputs are bound, so that each crosses the bus once."""
-        if self._device.type == "cpu":
+        if self._bound is None:
             return self.session.run(None, inputs)
-        index, binding = self._device.index or 0, self.session.io_binding()
-        for name, rows in inputs.items():
-            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(rows, "cuda", index))
-        for name in self.outputs:
-            binding.bind_output(name, "cuda", index)
-        self.session.run_with_iobinding(binding)
-        return binding.copy_outputs_to_cpu()
+        return list(self._numpy(self._bound)(inputs))
 
 
 def _padded(rows: np.ndarray, batch: int) -> np.ndarray:
     if len(rows) == batch:
         return np.ascontiguousarray(rows)
     full = np.zeros((batch, *rows.shape[1:]), rows.dtype)
+    full[: len(rows)] = rows
+    return full
+
+
+def _filled(rows: torch.Tensor, batch: int) -> torch.Tensor:
+    """:func:`_padded` for tensors."""
+    if len(rows) == batch:
+        return rows
+    full = rows.new_zeros(batch, *rows.shape[1:])
     full[: len(rows)] = rows
     return full
 
@@ -289,6 +386,27 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := waiting.result()) is not end:
             waiting = worker.submit(next, items, end)
             yield item
+
+
+def kept_behind(items: Iterable[T], keep: Callable[[T], U]) -> Generator[U, None, None]:
+    """``keep`` of each item, done while the next item is made; at most one is in the works.
+
+    The last item made is kept even if making the next one fails; what ``keep`` raises is raised here.
+    """
+    with ThreadPoolExecutor(1, "facelock-behind") as worker:
+        waiting: Future[U] | None = None
+        try:
+            for item in items:
+                before, waiting = waiting, None
+                if before:
+                    yield before.result()
+                waiting = worker.submit(keep, item)
+        except Exception:
+            if waiting:
+                waiting.result()
+            raise
+        if waiting:
+            yield waiting.result()
 
 
 def require_space(path: str | Path, size: int) -> None:

@@ -171,7 +171,7 @@ def test_another_scale_is_refused_with_the_cure(tmp_path):
 def test_half_precision_is_for_gpus(tmp_path, precision):
     with pytest.raises(ConfigError, match=f"restoration in {precision} needs a GPU"):
         CompactUpscaler(srvgg(tmp_path / "x.pth"), scale=2, precision=precision)
-    with pytest.raises(ConfigError, match="no precision is called 'half'"):
+    with pytest.raises(ConfigError, match=r"[Nn]o precision is called 'half'"):
         CompactUpscaler(srvgg(tmp_path / "x.pth"), scale=2, precision="half")
 
 
@@ -263,6 +263,16 @@ def test_out_of_memory_after_that_is_an_error():
         TiledFrames(Short(8), "net.pth", scale=2, overlap=20)(frames())
 
 
+def test_tiles_are_not_halved_again_later():
+    net = Short(32)
+    run = TiledFrames(net, "net.pth", scale=2, overlap=4)
+    run(frames(1))
+    net.side = 20
+    with pytest.raises(DeviceError, match="in tiles of 26 pixels"):
+        run(frames(1))
+    assert run.tile == 26
+
+
 def test_other_failures_are_not_taken_for_it():
     def broken(x):
         raise RuntimeError("shapes do not fit")
@@ -300,8 +310,9 @@ def test_noise_inside_leaves_torch_alone(tmp_path, spandrel):  # noqa: F811
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    net.upscale(frames())
+    large = net.upscale(frames())
     assert torch.equal(torch.rand(4), expected)
+    assert torch.equal(net.upscale(frames()), large), "whatever was drawn before"
 
 
 def test_what_tiles_itself_is_given_whole_frames(tmp_path, spandrel, caplog):  # noqa: F811

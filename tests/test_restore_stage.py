@@ -99,7 +99,7 @@ def test_half_precision_on_a_cpu_is_refused(tmp_path):
     srvgg(tmp_path / "x.pth")
     text = 'upscaler_kind = "compact_upscaler"\nupscaler = "x.pth"\nscale = 2\nprecision = "bfloat16"'
     with pytest.raises(ConfigError, match="restoration in bfloat16 needs a GPU"):
-        _ = Assembly(load_recipe(recipe(tmp_path, text)), "cpu").upscaler
+        Assembly(load_recipe(recipe(tmp_path, text)), "cpu")
 
 
 def test_the_shipped_recipe_is_as_it_was():
@@ -275,3 +275,17 @@ def test_frames_of_any_size_pass(tmp_path):
     net = CompactUpscaler(srvgg(tmp_path / "x.pth"), scale=2, tile=33, overlap=8)
     for height, width in ((33, 34), (8, 200), (1, 1)):
         assert net.upscale(frames(1, height, width)).shape == (1, 3, 2 * height, 2 * width)
+
+
+def test_the_benchmark_sets_searches_side_by_side(tmp_path, monkeypatch):
+    from facelock.bench import restore
+
+    arms = {name: restore.ARMS[name] for name in ("plain upscaling", "ladder", "bisection, tolerance .02")}
+    monkeypatch.setattr(restore, "ARMS", arms)
+    monkeypatch.setattr(restore, "WINDOW", 5)
+    results = restore.run(identities=1, out=tmp_path)
+    plain, _, bisected = results["arms"].values()
+    assert plain["share"] == 0 and plain["rms"] is None
+    assert 0 < bisected["share"] <= 1 and bisected["kept"] > 0 and 0 < bisected["rms"] <= 0.08
+    assert bisected["own"] >= plain["own"] - 0.02 and bisected["psnr"] > 10
+    assert "| plain upscaling |" in (tmp_path / "restore.md").read_text()

@@ -83,6 +83,14 @@ def test_what_improves_a_face_short_of_the_target_is_kept_for_want_of_better():
     assert float(share) == 1 and tries == [1]
 
 
+def test_a_share_that_holds_is_not_given_up_for_one_that_is_only_better_than_the_plain_face():
+    """Similarity peaks at .55: the target holds from .35 to .65, everything up to .9 is better than the plain face."""
+    plain, curve = torch.tensor([0.3]), lambda i, s: 0.6 - abs(s - 0.55) * 1.0
+    peak = lambda i, s: curve(i, s) if s < 0.9 else torch.tensor(0.1)  # noqa: E731
+    share, best, _ = run(bisection(plain, target=0.5), peak, lambda i, s: True, plain)
+    assert 0.65 - 1 / 128 <= float(share) <= 0.65 and float(best) >= 0.5
+
+
 def test_nothing_is_kept_where_nothing_holds():
     plain = torch.tensor([0.9, 0.9, 0.3])
     share, best, _ = run(
@@ -234,7 +242,25 @@ def test_faces_that_are_no_number_stay_and_are_told(caplog):
             out, records = loop(Half(), search=search, target=0.99).restore(frames, cast)
         assert [r.rung for r in records] == [0, -1, 0] and bool(out.isfinite().all())
         assert torch.equal(out[1], Upscaler().upscale(frames)[1])
-        assert "1 restored faces hold NaN" in caplog.text
+        assert caplog.text.count("1 restored faces hold NaN") == 1
+    one = loop(Half())
+    work = one.take(one.upscaler.upscale(frames), cast)
+    restored, index = one.restorer.restore(work.crops, work.reference), torch.arange(3)
+    crops, finite = one._candidates(work, restored, index, torch.ones(3))
+    assert finite.tolist() == [True, False, True] and torch.equal(crops[1], work.crops[1])
+
+
+def test_faces_beside_each_other_do_not_weigh_on_each_other():
+    def weights(*places):
+        one = RestoreLoop(Pack(places), Upscaler(), Restorer(), ladder=(1.0,), target=1, consistency=1)
+        work = one.take(
+            one.upscaler.upscale(clip(1)), [person("red", RED), person("green", GREEN)][: len(places)]
+        )
+        return [at.weight for at in one._footprints(work)]
+
+    left, right = (0.4, 0.5), (0.6, 0.5)
+    both, alone = weights(left, right), weights(left) + weights(right)
+    assert len(both) == 2 and all(any(torch.equal(a, b) for b in alone) for a in both)
 
 
 def test_what_a_face_covers_is_what_is_pasted():

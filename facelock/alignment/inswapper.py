@@ -35,7 +35,7 @@ class InSwapper:
         Raises ``ModelError`` for a file of another kind, ``DeviceError`` when ``device`` is not the one in use.
         """
         self.encoder = encoder
-        self._session = BatchSession(path, device, batch=batch)
+        self._session = BatchSession(path, device, batch=batch, widen=True)
         shapes = self._session.inputs
         side = self.crop.size
         if len(shapes) != 2 or [s[2:] for s in shapes.values() if len(s) == 4] != [[side, side]]:
@@ -48,7 +48,7 @@ class InSwapper:
 
     def latent(self, identity: Tensor) -> np.ndarray:
         """(N, D) unit-norm embeddings → (N, D) unit-norm inputs of the network."""
-        rows = [row.double().numpy() @ self._emap for row in identity]
+        rows = [row.double().cpu().numpy() @ self._emap for row in identity]
         return np.stack([r / np.linalg.norm(r) for r in rows]).astype(np.float32)
 
     def align(
@@ -61,8 +61,8 @@ class InSwapper:
         """
         if not len(crops):
             return crops.clone()
-        inputs = {self._target: crops.cpu().numpy(), self._source: self.latent(identity)}
-        return torch.from_numpy(self._session.run(inputs)[0]).to(crops).clamp(0, 1)
+        inputs = {self._target: crops, self._source: torch.from_numpy(self.latent(identity))}
+        return self._session.run_tensors(inputs)[0].to(crops).clamp(0, 1)
 
 
 def read_emap(path: Path) -> np.ndarray:

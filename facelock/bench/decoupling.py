@@ -96,8 +96,8 @@ def _one(pipeline: Pipeline, index: int, count: int, seed: int) -> dict[str, flo
         "points_before": _point_error(first, points),
         "points_after": _point_error(Series.from_rows(after, frames=CLIP), points),
         "points_truth": _point_error(top, points),
-        "psnr_before": _face_psnr(plain, truth, box),
-        "psnr_after": _face_psnr(final, truth, box),
+        "psnr_before": face_psnr(plain, truth, box),
+        "psnr_after": face_psnr(final, truth, box),
         "judge_before": result.unlocked.mean.value,
         "judge_after": result.figures.mean.value,
         "judge_truth": result.figures.ceiling.value,
@@ -116,7 +116,7 @@ def _point_error(series: Series, truth: Tensor) -> float:
     return float(((seen - truth).norm(dim=-1).mean(1) / eyes).nanmean() * 100)
 
 
-def _face_psnr(frames: Tensor, truth: Tensor, box: Tensor) -> float:
+def face_psnr(frames: Tensor, truth: Tensor, box: Tensor) -> float:
     """PSNR inside the true face boxes (T, 4)."""
     total, count = 0.0, 0
     for a, b, (x1, y1, x2, y2) in zip(frames, truth, box.round().long().tolist(), strict=True):

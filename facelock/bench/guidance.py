@@ -150,7 +150,8 @@ def _in_loop(pack: FacePack, frames: Tensor, identity: Identity) -> list[float]:
     reference = embedding_of(identity, pack.encoder.id)[None]
     faces = pack.detect(frames)
     own = pack.embed(frames, faces)
-    index, _ = assign(faces, own, reference, pack.encoder.thresholds.far_1e2, int(frames.shape[-1]))
+    strangers, width = pack.encoder.thresholds.far_1e2, int(frames.shape[-1])
+    index, _ = assign(faces, own, reference, strangers, width)
     return similarity(own[index], reference.expand(len(index), -1)).tolist()
 
 

@@ -48,9 +48,7 @@ def lock(
     device: Device = "auto",
     aligner: Annotated[
         str | None,
-        typer.Option(
-            "--aligner", metavar="KIND", help="inswapper or warp. Default: what suits the recognisers."
-        ),
+        typer.Option("--aligner", metavar="KIND", help="inswapper, warp or faceid. Default: what suits."),
     ] = None,
     faces: FacesSpec = None,
     judge: JudgeSpec = None,

@@ -25,6 +25,8 @@ WARP = "warp"
 """The aligner for recognisers that no generative aligner was trained with."""
 WARP_LADDER = (1.0, 1.5, 2.0)
 """Its strengths: all of the texture, then more and more of the face's shape."""
+CHOOSY = {"faceid"}
+"""Kinds that know themselves which recogniser they take, and refuse every other."""
 _ROLES = ("faces.", "lock.", "restore.restorer", "restore.faceid.", "judge.")
 
 
@@ -85,7 +87,8 @@ def open_parts(
     """Load what locks a clip.
 
     Without ``packs`` and ``judge`` the recipe's own recognisers, aligner and restorer; with other ones (names as
-    :func:`facelock.perception.open_perception` takes them) the aligner ``warp``. ``aligner`` names another kind.
+    :func:`facelock.perception.open_perception` takes them) the aligner ``warp``, unless the recipe's is ``faceid``,
+    which looks for itself whether they are its own. ``aligner`` names another kind.
     ``commercial`` refuses weights whose licence does not allow commercial use. Raises ``ConfigError`` then and where
     they do not fit together, ``ModelError``, ``DeviceError``.
     """
@@ -95,7 +98,8 @@ def open_parts(
         return _of_recipe(chosen, parts, aligner or chosen.lock.kind, restore)
     where = resolve_device(device)
     seen = open_perception(packs or MINIATURE, judge, device=where, commercial=commercial)
-    return _of_packs(Assembly(chosen, str(where), commercial, seen), seen, aligner or WARP)
+    suits = chosen.lock.kind if chosen.lock.kind in CHOOSY else WARP
+    return _of_packs(Assembly(chosen, str(where), commercial, seen), seen, aligner or suits)
 
 
 def _of_recipe(recipe: Recipe, parts: Assembly, aligner: str, restore: bool) -> LockParts:
@@ -117,7 +121,8 @@ def _of_recipe(recipe: Recipe, parts: Assembly, aligner: str, restore: bool) -> 
 
 def _of_packs(parts: Assembly, seen: Perception, aligner: str) -> LockParts:
     recipe = parts.recipe
-    if aligner == recipe.lock.kind:
+    own = aligner == recipe.lock.kind and aligner in CHOOSY
+    if aligner == recipe.lock.kind and not own:
         raise ConfigError(
             f"The recipe's aligner {aligner} was made for its own recogniser, not for {seen.names[0]}. "
             f"Give --aligner {WARP}, or leave --faces and --judge out."
@@ -125,12 +130,12 @@ def _of_packs(parts: Assembly, seen: Perception, aligner: str) -> LockParts:
     return LockParts(
         recipe=recipe,
         pack=parts.pack,
-        locker=_locker(recipe, parts.pack, aligner, parts.device),
+        locker=parts.locker if own else _locker(recipe, parts.pack, aligner, parts.device),
         restorer=None,
         judge=_independent(parts.judge, parts.pack),
         aligner=aligner,
         perception=seen.names,
-        weights={},
+        weights={role: sha for role, sha in parts.weights.items() if own and role.startswith("lock.")},
         device=parts.device,
         reader=Pipeline(recipe, parts),
     )

@@ -112,9 +112,8 @@ class IdentityGuide:
         """Faces of (T, 3, H, W) frames that belong to a reference, pass the gates and are not alike yet."""
         settings, faces = self.settings, self.pack.detect(frames)
         own = self.pack.embed(frames, faces)
-        index, who = assign(
-            faces, own, self._references, self.pack.encoder.thresholds.far_1e2, int(frames.shape[-1])
-        )
+        strangers, width = self.pack.encoder.thresholds.far_1e2, int(frames.shape[-1])
+        index, who = assign(faces, own, self._references, strangers, width)
         faces, reference = faces.select(index), self._references[who]
         height = faces.box[:, 3] - faces.box[:, 1]
         wanted = (height >= settings.minimum_face) & (similarity(own[index], reference) < settings.ceiling)

@@ -57,6 +57,7 @@ def load_pipeline(
     check_fit(where, adapter, parts["unet"])
     pipeline = _pipeline_class(large, inpaint)(**parts)
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.vae.enable_slicing()  # row by row: one crop fills a GPU, and a batch of them its memory
     try:
         with quiet():
             own = without_lora(adapter)

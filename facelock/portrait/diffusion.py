@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +27,11 @@ from facelock.errors import ConfigError, DeviceError, FaceLockError
 from facelock.geometry import wide_crop
 from facelock.portrait.adapter import dimension, read_adapter, require_encoder
 from facelock.portrait.checkpoint import load_pipeline, quiet
+from facelock.runtime import resolve_dtype
 from facelock.types import CropSpec
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOISE = 20231
 """Seed of the noise, the same for every face of every frame."""
 CPU_ROWS = 1
@@ -89,7 +89,7 @@ class PortraitDiffusion:
         require_encoder(encoder, trained_with)
         self.encoder, self.settings = encoder, settings or PortraitSettings()
         self.device = torch.device(device)
-        self._dtype = _dtype(self.settings.precision, self.device)
+        self._dtype = resolve_dtype(self.settings.precision, self.device)
         self.batch = max(1, batch if self.device.type == "cuda" else min(batch, CPU_ROWS))
         state = read_adapter(adapter)
         self.dimension = dimension(state)
@@ -108,6 +108,11 @@ class PortraitDiffusion:
             self._pipeline.set_ip_adapter_scale(self.settings.adapter_scale)
             self._text = self._encode_prompt()
         self._halved = False
+
+    @property
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        """``unet`` and ``vae``, for whoever compiles, quantises or moves them."""
+        return {"unet": self._pipeline.unet, "vae": self._pipeline.vae}
 
     def repaint(self, crops: Tensor, identity: Tensor, strength: float) -> Tensor:
         """(N, 3, S, S) in [0, 1] and (N, E) unit norm → (N, 3, S, S) float32 in [0, 1], on the crops' device.
@@ -357,14 +362,6 @@ def _remark_length(tokenizer: Any, text: str) -> None:
 def _finite(rows: Tensor) -> Tensor:
     """(N,) bool: rows without NaN and infinity."""
     return rows.isfinite().flatten(1).all(1)
-
-
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    if precision not in PRECISIONS:
-        raise ConfigError(f"No precision is called {precision!r}. Give one of: {', '.join(PRECISIONS)}.")
-    if precision == "float16" and device.type == "cpu":
-        raise ConfigError("float16 takes hours on a CPU. Give float32 or bfloat16 as lock.faceid.precision.")
-    return PRECISIONS[precision]
 
 
 @contextmanager

@@ -23,7 +23,7 @@ class OnnxRestorer:
     ) -> None:
         """Open the file. ``encoder`` is the id of the recogniser whose embeddings it takes. Raises ``ModelError``."""
         self.encoder = encoder
-        self._session = BatchSession(path, device, batch=batch)
+        self._session = BatchSession(path, device, batch=batch, widen=True)
         shapes = self._session.inputs
         if set(shapes) != {"target", "source"} or shapes["target"][2:] != [self.crop.size] * 2:
             raise ModelError(
@@ -34,5 +34,5 @@ class OnnxRestorer:
         """(N, 3, 128, 128) in [0, 1] and (N, D) unit norm → (N, 3, 128, 128) in [0, 1]."""
         if not len(crops):
             return crops.clone()
-        inputs = {"target": crops.cpu().numpy(), "source": identity.cpu().numpy()}
-        return torch.from_numpy(self._session.run(inputs)[0]).to(crops).clamp(0, 1)
+        inputs = {"target": crops, "source": identity}
+        return self._session.run_tensors(inputs)[0].to(crops).clamp(0, 1)

@@ -26,9 +26,9 @@ class OnnxUpscaler:
 
     def upscale(self, frames: Tensor) -> Tensor:
         """(T, 3, H, W) in [0, 1] → (T, 3, scale·H, scale·W) in [0, 1]. Raises ``ModelError`` for another scale."""
-        out = self._session.run({self._input: frames.cpu().numpy()})[0]
+        out = self._session.run_tensors({self._input: frames})[0]
         if out.shape[-1] != frames.shape[-1] * self.scale:
             raise ModelError(
                 f"{self.path}: enlarges {out.shape[-1] / frames.shape[-1]:g}×, not {self.scale}×. Correct the recipe."
             )
-        return torch.from_numpy(out).to(frames).clamp(0, 1)
+        return out.to(frames).clamp(0, 1)

@@ -5,18 +5,14 @@ from __future__ import annotations
 import torch
 
 from facelock.errors import ConfigError
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Names that a recipe can give."""
+from facelock.runtime import resolve_dtype
 
 
 def dtype_of(precision: str, device: torch.device | str) -> torch.dtype:
     """torch's type for ``precision`` on ``device``. Raises ``ConfigError`` for an unknown name, and on a CPU for all
-    but float32: half precision is slower there, not faster, and its results differ from those of a GPU."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"no precision is called {precision!r}. Give one of {', '.join(PRECISIONS)}.")
-    if precision != "float32" and torch.device(device).type == "cpu":
+    but float32: half precision is no faster there, and its results differ from those of a GPU."""
+    if precision in ("bfloat16", "float16") and torch.device(device).type == "cpu":
         raise ConfigError(
             f"restoration in {precision} needs a GPU. Give float32 as the precision in [restore], or --device cuda."
         )
-    return PRECISIONS[precision]
+    return resolve_dtype(precision, device)
