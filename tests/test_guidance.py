@@ -160,7 +160,7 @@ def test_the_loop_reaches_a_forced_prediction_and_leaves_the_past_alone(backbone
     past = torch.randn(1, 16, 2, 4, 6, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(backbone, "guide", Recorder(lambda x0: wanted))
     with torch.no_grad():
-        made = backbone._denoise(backbone._embed(PROMPT), past.clone(), 0)
+        made = backbone._denoise([backbone._embed(PROMPT)], past.clone(), 0)
     assert float((made[:, :, 2:] - wanted[:, :, 2:]).abs().max()) < 1e-5
     assert torch.equal(made[:, :, :2], past)
 
