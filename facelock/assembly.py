@@ -26,9 +26,9 @@ from facelock.faces import load_pack
 from facelock.identity import identity_from_picture
 from facelock.identity.storage import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
-from facelock.perception import Perception
+from facelock.perception import Perception, pack_member, pack_of
 from facelock.protocols import Backbone, FacePack, Upscaler
-from facelock.recipe import AcceptRecipe, Recipe, model_names
+from facelock.recipe import AcceptRecipe, FacesRecipe, JudgeRecipe, Recipe, model_names
 from facelock.restoration import restorer_class, upscaler_class
 from facelock.restoration.precision import dtype_of
 from facelock.restore_loop import RestoreLoop
@@ -49,6 +49,20 @@ def _digest(path: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix != ".md")
     listing = "".join(f"{file.relative_to(path).as_posix()} {digest(file)}\n" for file in files)
     return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _pack_files(recipe: Recipe, paths: Mapping[str, Path]) -> dict[str, Path]:
+    """Of parts of the kind ``pack``, the detector and the recognisers that whole packs stand for."""
+    roles: list[tuple[str, FacesRecipe | JudgeRecipe]] = [
+        ("faces.detector", recipe.faces),
+        ("faces.encoder", recipe.faces),
+        ("judge.encoder", recipe.judge),
+    ]
+    return {
+        role: pack_member(paths[role], detector=role.endswith("detector"))
+        for role, part in roles
+        if part.kind == "pack"
+    }
 
 
 class Assembly:
@@ -77,6 +91,7 @@ class Assembly:
         if commercial:
             require_commercial(names.values())
         self._paths = {role: locate(name, pickled=role in PICKLED) for role, name in names.items()}
+        self._paths |= _pack_files(recipe, self._paths)
         for part in ("lock", "restore"):
             if getattr(recipe, part).faceid and not perception:  # now, not after the blueprint's first chunk
                 from facelock.portrait.adapter import require_encoder
@@ -124,6 +139,15 @@ class Assembly:
     def _pack(self, role: str, kind: str, name: str, accepted: AcceptRecipe | None) -> FacePack:
         """The recipe's detector with one of its recognisers."""
         settings = self.recipe.faces
+        if kind == "pack":
+            return pack_of(
+                self._paths["faces.detector"],
+                self._paths[role],
+                detection_size=settings.detection_size,
+                threshold=settings.threshold,
+                thresholds=Thresholds(**accepted.model_dump()) if accepted else None,
+                device=self._device,
+            )
         return load_pack(
             kind,
             detector=self._paths["faces.detector"],
@@ -212,6 +236,8 @@ class Assembly:
     def backbone(self) -> Backbone:
         """Stage 1."""
         settings = self.recipe.blueprint
+        several = settings.regions > 1
+        regions = {"regions": settings.regions, "region_width": settings.region_width} if several else {}
         logger.info("loading the blueprint %s on %s", settings.model, self.device)
         return backbone_class(settings.kind)(
             self._paths["blueprint.model"],
@@ -224,8 +250,10 @@ class Assembly:
             flow_shift=settings.flow_shift,
             negative_prompt=settings.negative_prompt,
             context_noise=settings.context_noise,
+            **regions,
             device=self._device,
             precision=settings.precision,
+            **settings.options,
         )
 
     def identity(self, reference: Any, *, name: str | None = None, face: int | None = None) -> Identity:

@@ -101,12 +101,13 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
 
 
 def assign(
-    faces: Faces, own: Tensor, references: Tensor, strangers: float, cast: Cast | None = None
+    faces: Faces, own: Tensor, references: Tensor, strangers: float, width: int, cast: Cast | None = None
 ) -> tuple[Tensor, Tensor]:
     """Which face is which character, frame by frame: indices of faces and of identities, both (N,).
 
-    By similarity (optimal assignment). Where no face of a frame resembles anyone (best similarity below ``strangers``),
-    the largest faces are taken, left to right, in the order of the identities. With a ``cast`` a face is somebody's
+    By similarity (optimal assignment). A face that resembles nobody yet (similarity below ``strangers``) is told by
+    where it is: characters stand from left to right in the order of the identities, each in a column of the frame.
+    Where no face resembles anyone, the largest are taken. With a ``cast`` a face is somebody's
     only if it is nearer to a character's reference or exemplars than to anybody else's, and above the floor.
     """
     chosen: list[tuple[int, int]] = []
@@ -116,22 +117,27 @@ def assign(
             chosen += _of_cast(own[here], here.tolist(), references, cast)
             continue
         scores = torch.stack([similarity(own[here], r.expand(len(here), -1)) for r in references], 1)
-        chosen += _of_frame(faces.box[here], here.tolist(), scores, strangers)
+        chosen += _of_frame(faces.box[here], here.tolist(), scores, strangers, width)
     if not chosen:
         return torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
     pairs = torch.tensor(chosen)
     return pairs[:, 0], pairs[:, 1]
 
 
-def _of_frame(box: Tensor, here: list[int], scores: Tensor, strangers: float) -> list[tuple[int, int]]:
-    if float(scores.max()) >= strangers:
-        rows, columns = linear_sum_assignment(-scores.numpy().astype("float64"))
-        pairs = list(zip(rows.tolist(), columns.tolist(), strict=True))
-    else:
+def _of_frame(
+    box: Tensor, here: list[int], scores: Tensor, strangers: float, width: int
+) -> list[tuple[int, int]]:
+    known, people = scores >= strangers, scores.shape[1]
+    kept = torch.arange(len(here))
+    if not known.any():
         area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
-        largest = area.argsort(descending=True, stable=True)[: scores.shape[1]]
-        left_to_right = largest[box[largest, 0].argsort(stable=True)].tolist()
-        pairs = [(face, k) for k, face in enumerate(left_to_right)]
+        kept = area.argsort(descending=True, stable=True)[:people].sort().values
+    column = (torch.arange(people) + 0.5) * width / people
+    away = (((box[:, 0] + box[:, 2])[:, None] / 2 - column) / width).square()
+    # a likeness counts for more than any place, and a place only among those who are like nobody
+    worth = torch.where(known, 2 + scores, -away).double()[kept]
+    rows, columns = linear_sum_assignment(-worth.numpy())
+    pairs = zip(kept[torch.from_numpy(rows)].tolist(), columns.tolist(), strict=True)
     return [(here[face], k) for face, k in sorted(pairs)]
 
 
@@ -182,7 +188,7 @@ class ClosedLoop:
         own = self.pack.embed(frames, faces)
         encoder = self.pack.encoder
         references = torch.stack([embedding_of(identity, encoder.id) for identity in identities])
-        index, who = assign(faces, own, references, encoder.thresholds.far_1e2, cast)
+        index, who = assign(faces, own, references, encoder.thresholds.far_1e2, int(frames.shape[-1]), cast)
         spared = None if cast is None else _bystanders(faces, index)
         faces, own = faces.select(index), own[index]
         matrices = similarity_from_landmarks(faces.landmarks, self.crop)

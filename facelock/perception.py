@@ -25,6 +25,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,6 +41,7 @@ from facelock.faces import (
     load_pack,
 )
 from facelock.protocols import Encoder, FacePack
+from facelock.types import Thresholds
 from facelock.weights import Catalog, digest, is_here, locate, require_commercial
 from facelock.weights.calibration import accepted_from, calibrated
 
@@ -94,6 +96,33 @@ def open_perception(
     return Perception(
         loop, Pack(loop.detector, encoder, cut=loop.cut, look_again=loop.look_again), (faces, judge)
     )
+
+
+def pack_of(
+    detector: Path,
+    encoder: Path,
+    *,
+    detection_size: int = 640,
+    threshold: float = 0.5,
+    thresholds: Thresholds | None = None,
+    device: torch.device | str = "cpu",
+) -> Pack:
+    """Any detector file with any recogniser file: what a recipe's kind ``pack`` names.
+
+    ``thresholds`` of the recogniser default to what its weights are known for. Raises ``ModelError``.
+    """
+    found = _detector(detector, device, detection_size=detection_size, threshold=threshold)
+    return Pack(found, _encoder(encoder, device, thresholds), cut="library", look_again=True)
+
+
+def pack_member(path: Path, *, detector: bool) -> Path:
+    """The detector, or the recogniser, that a recipe's ``path`` means: itself, or in the folder of a whole pack.
+
+    Raises ``ModelError`` for a folder that holds none.
+    """
+    if path.is_file() or kind_of(path) == "crate":
+        return path
+    return _members(path)[0 if detector else 1]
 
 
 def _pack(name: str, device: torch.device | str, commercial: bool) -> Pack:
@@ -154,7 +183,10 @@ def _opencv_file(part: str) -> Path:
 
 def _insightface_files(name: str) -> tuple[Path, Path]:
     """The detector and the recogniser of a pack: the first of each kind by name, as insightface takes them."""
-    folder = _insightface_folder(name)
+    return _members(_insightface_folder(name))
+
+
+def _members(folder: Path) -> tuple[Path, Path]:
     kinds = {path: kind_of(path) for path in sorted(folder.glob("*.onnx"))}
     found = [
         next((p for p, kind in kinds.items() if kind == wanted), None) for wanted in ("scrfd", "arcface")
@@ -186,16 +218,16 @@ def _insightface_folder(name: str) -> Path:
     )
 
 
-def _detector(path: Path, device: torch.device | str) -> Detector:
+def _detector(path: Path, device: torch.device | str, **limits: Any) -> Detector:
     kind = kind_of(path)
     if kind == "yunet":
-        return YunetDetector(path, device=device)
+        return YunetDetector(path, device=device, **limits)
     if kind == "scrfd":
-        return ScrfdDetector(path, device=device, centred=False)
+        return ScrfdDetector(path, device=device, centred=False, **limits)
     raise ModelError(f"{path}: is no face detector. Give an SCRFD or YuNet ONNX file.")
 
 
-def _encoder(path: Path, device: torch.device | str) -> Encoder:
+def _encoder(path: Path, device: torch.device | str, thresholds: Thresholds | None = None) -> Encoder:
     kind = kind_of(path)
     if kind not in ("arcface", "crate"):
         raise ModelError(
@@ -213,6 +245,6 @@ def _encoder(path: Path, device: torch.device | str) -> Encoder:
     )
     known = calibrated(sha256)
     name = entry.name if entry else known.name if known else path.stem
-    accepted = entry.thresholds if entry and entry.thresholds else accepted_from(sha256, name)
+    accepted = thresholds or (entry.thresholds if entry else None) or accepted_from(sha256, name)
     make = CrateEncoder if kind == "crate" else OnnxEncoder
     return make(path, name=name, thresholds=accepted, device=device)

@@ -30,7 +30,7 @@ from facelock.job import Job, Size, Span, check_size, plan_chunks
 from facelock.journal import Resume, Tail
 from facelock.parts import Parts
 from facelock.protocols import Progress
-from facelock.recipe import Recipe, load_recipe, vocabulary_warnings
+from facelock.recipe import Recipe, backbone_prompt, crowd_warnings, load_recipe, vocabulary_warnings
 from facelock.runtime import derive_seed
 from facelock.steps import Steps
 from facelock.types import AlignRecord, Chunk, ChunkRecords, Identity
@@ -138,7 +138,10 @@ class Pipeline:
         job.frame_count(self.fps)
         for sentence in vocabulary_warnings(self.recipe, job.prompt):
             logger.warning("%s", sentence)
-        return Clip(self, job, self.identities(identity, faces), progress)
+        cast = self.identities(identity, faces)
+        for sentence in crowd_warnings(self.recipe, len(cast)):
+            logger.warning("%s", sentence)
+        return Clip(self, job, cast, progress)
 
     def run(
         self,
@@ -156,13 +159,13 @@ class Pipeline:
         resume = resume or Resume()
         parts, tail, frames = self.parts, resume.tail, job.frame_count(self.fps)
         size = check_size(job.size, self.recipe.native_size)
-        backbone = parts.backbone
+        backbone, prompt = parts.backbone, backbone_prompt(self.recipe, job.prompt)
         plan = plan_chunks(frames, first=backbone.first_chunk, chunk=backbone.chunk)
         for span in plan[resume.chunks :]:
             step = Steps(span, frames, progress)
             context = _anchored(tail, self.recipe.blueprint.anchor) if tail else None
             seed = derive_seed(job.seed, span.index, "blueprint")
-            raw = step("blueprint", backbone.extend, job.prompt, context, seed=seed, references=identities)
+            raw = step("blueprint", backbone.extend, prompt, context, seed=seed, references=identities)
             raw = raw[: span.length]
             lock = parts.locker.lock if job.lock else _untouched
             locked, aligned = step("lock", lock, raw, identities, start=span.start)

@@ -37,6 +37,24 @@ class Backbone(Protocol):
 
 
 @runtime_checkable
+class Guide(Protocol):
+    """Edits what stage 1 predicts while it denoises, toward the references' faces (``facelock.guidance``)."""
+
+    def begin(self, references: Sequence[Identity]) -> None:
+        """Say whose faces the next window is to show; a backbone calls it before it denoises."""
+        ...
+
+    def __call__(self, x0: Tensor, sigma: float, step: int, known: int) -> Tensor:
+        """The edited prediction of a window's clean latents, of the same shape.
+
+        ``x0`` is (1, z, F, h, w) float32, normalised; ``sigma`` in [0, 1] the step's noise level; ``step`` its index,
+        from 0; the first ``known`` latents are the given past, and never changed. Where there is nothing to do,
+        the latents keep their bits.
+        """
+        ...
+
+
+@runtime_checkable
 class Aligner(Protocol):
     """Stage 2: gives crops the reference's identity. A pure function of each crop.
 

@@ -20,9 +20,19 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from facelock.assets import asset_dir
+from facelock.blueprint.options import check_options
 from facelock.errors import ConfigError
 from facelock.mistakes import did_you_mean, sentence
 
@@ -71,18 +81,31 @@ class BlueprintRecipe(_Part):
     guidance_scale: float = Field(ge=0, le=50)
     flow_shift: float | None = Field(default=None, gt=0)
     """Replaces the checkpoint's own."""
-    context_noise: float = Field(default=0.0, ge=0, le=0.06)
-    """Share of noise mixed into the locked past, which smooths long clips."""
+    context_noise: float = Field(default=0.0, ge=0, le=0.2)
+    """Share of noise mixed into the locked past, which smooths long clips: SkyReels takes up to 0.06, Helios 0.2."""
     anchor: Share = 0.0
     """Share of the first chunk's locked tail in every later context. The lock keeps the face; this keeps the scene
     around it, head and hair included, from drifting by the same rule: one fixed reference."""
+    regions: int = Field(default=1, ge=1, le=8)
+    """People side by side, each in a window of its own (:mod:`facelock.blueprint.regions`)."""
+    region_width: int | None = Field(default=None, ge=8)
+    """Pixels of such a window; None: as wide as the frame is high."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     negative_prompt: str = ""
+    options: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    """What this kind has of its own (:mod:`facelock.blueprint.options`)."""
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _of_the_kind(cls, given: Any, info: ValidationInfo) -> dict[str, Any]:
+        return check_options(str(info.data.get("kind")), given)
 
     @model_validator(mode="after")
     def _context_fits(self) -> BlueprintRecipe:
         if self.context >= self.window:
             raise ValueError(f"context ({self.context}) must be smaller than window ({self.window})")
+        if self.regions > 1 and self.kind != "skyreels_v2":
+            raise ValueError(f"regions ({self.regions}) are for the kind skyreels_v2, not for {self.kind}")
         return self
 
 
@@ -98,6 +121,8 @@ class FacesRecipe(_Part):
     """The face pack inside the loop: detector and recogniser."""
 
     kind: str = "onnx_pack"
+    """``onnx_pack``: an SCRFD and an ArcFace file; ``pack``: also YuNet, SFace and the folders of insightface, each
+    file for what it is found to be (:mod:`facelock.perception`)."""
     detector: Model
     encoder: Model
     detection_size: int = Field(default=640, ge=32, le=4096)
@@ -293,6 +318,10 @@ class Recipe(_Part):
     purpose: str = ""
     vocabulary: Literal["miniature"] | None = None
     """The bounded world of words the backbone knows; None: free text."""
+    licence: str = ""
+    """Of the strictest of its weights, for people to read; `--commercial` goes by the catalog."""
+    vram_gib: float | None = Field(default=None, gt=0, le=1024, strict=True)
+    """GiB of GPU memory that its weights take by their count, without a plan that moves them; for people to read."""
     target: Share = 0.99
     """Share of readable frames that must match the identity."""
     blueprint: BlueprintRecipe
@@ -435,3 +464,26 @@ def vocabulary_warnings(recipe: Recipe, prompt: str) -> list[str]:
         known = f"the closest known words are {', '.join(near)}" if near else "no known word is close"
         sentences.append(f"the miniature does not know the word {word!r} and passes over it; {known}")
     return sentences
+
+
+def backbone_prompt(recipe: Recipe, prompt: str) -> str:
+    """What the backbone is told of a user's ``prompt``: for regions, one part per person, divided by ``|``.
+
+    Who has not divided it, and writes in the miniature's words, has it divided at the people it names.
+    """
+    if recipe.blueprint.regions == 1 or "|" in prompt or recipe.vocabulary != "miniature":
+        return prompt
+    from facelock.miniature.vocabulary import one_each
+
+    return " | ".join(one_each(prompt)[: recipe.blueprint.regions])
+
+
+def crowd_warnings(recipe: Recipe, people: int) -> list[str]:
+    """A sentence where the bounded world draws fewer people at once than there are faces."""
+    room = recipe.blueprint.regions
+    if recipe.vocabulary != "miniature" or people <= room:
+        return []
+    return [
+        f"the recipe {recipe.name} draws {room} at a time and {people} faces are given: the others will be absent. "
+        "Give --recipe miniature-two for two people"
+    ]

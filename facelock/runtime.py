@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stdout
-from functools import cache
+from functools import cache, lru_cache
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,9 +24,12 @@ from facelock.errors import ConfigError, DeviceError, ModelError, StorageError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+R = TypeVar("R")
 
-CPU_BATCH = 2
-"""Rows of a batch on a CPU, at most."""
+CPU_BATCH = 1
+"""Rows of a batch on a CPU: one picture's maps stay in a core's cache, and no row is ever padded."""
+BUSY_BATCH = 3
+"""The same for networks of thousands of tiny operators, whose cost is in calling them."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Name, as recipes give it → type."""
 # fmt: off
@@ -210,6 +214,45 @@ def fixed(dimension: object) -> int | None:
     return dimension if isinstance(dimension, int) and dimension > 0 else None
 
 
+_here = threading.local()
+
+
+@lru_cache(maxsize=4)
+def _lanes(count: int) -> ThreadPoolExecutor:
+    """The one pool of ``count`` threads that everything which runs side by side shares."""
+    return ThreadPoolExecutor(count, "facelock-lane", _enter_lane, (count,))
+
+
+def _enter_lane(count: int) -> None:
+    """In a lane torch takes one thread for itself: as many lanes as cores are busy already.
+
+    Torch keeps the number per thread once it was asked for it, but setting it also decides what new threads start
+    with, so a passing thread sets that back.
+    """
+    _here.lane = True
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+    passing = threading.Thread(target=torch.set_num_threads, args=(count,))
+    passing.start()
+    passing.join()
+
+
+def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """``work`` of every item, in order, on as many threads as torch has; without gradients.
+
+    Within such work it is one after the other. Raises what the first item that fails raises.
+    """
+    waiting, count = list(items), torch.get_num_threads()
+    if count < 2 or len(waiting) < 2 or getattr(_here, "lane", False):
+        return [_without_gradients(work, item) for item in waiting]
+    return list(_lanes(count).map(lambda item: _without_gradients(work, item), waiting))
+
+
+def _without_gradients(work: Callable[[T], R], item: T) -> R:
+    with torch.no_grad():
+        return work(item)
+
+
 class BatchSession:
     """An ONNX file whose rows run in batches of one fixed, padded shape, so that no row's bits depend on another's.
 
@@ -223,31 +266,29 @@ class BatchSession:
         device: torch.device | str = "cpu",
         *,
         batch: int = 16,
+        on_cpu: int = CPU_BATCH,
         content: bytes | None = None,
         widen: bool = False,
     ) -> None:
-        """Open the file; ``batch`` rows at once, fewer on a CPU, or as many as the file fixes.
+        """Open the file; ``batch`` rows at once, ``on_cpu`` at most on a CPU, or as many as the file fixes.
 
         ``content`` is a changed copy of the file to open in its place. With ``widen`` a file that is fixed at one row
         takes ``batch`` of them on a GPU all the same, if that gives the same numbers (:mod:`facelock.batchable`); on
         a CPU one row is as fast. Raises ``ModelError``, ``DeviceError``.
         """
         self._device = torch.device(device)
-        on_cpu = self._device.type == "cpu"
+        cpu = self._device.type == "cpu"
         stream = torch_stream(self._device)
-        self.session = open_session(
-            path, device, threads=1 if on_cpu else None, content=content, stream=stream
-        )
-        self._bound = None if on_cpu else BoundSession(self.session, self._device, stream)
+        self.session = open_session(path, device, threads=1 if cpu else None, content=content, stream=stream)
+        self._bound = None if cpu else BoundSession(self.session, self._device, stream)
         self.inputs: dict[str, list[int | str | None]] = {i.name: i.shape for i in self.session.get_inputs()}
         """Name → shape, open dimensions by their names."""
         self.outputs: dict[str, list[int | str | None]] = {
             o.name: o.shape for o in self.session.get_outputs()
         }
         own = [rows for shape in self.inputs.values() if shape and (rows := fixed(shape[0]))]
-        self.batch: int = own[0] if own else min(batch, CPU_BATCH if on_cpu else batch)
-        self._lanes = ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1, "facelock-onnx")
-        if widen and not on_cpu and self.batch == 1 < batch:
+        self.batch: int = own[0] if own else min(batch, on_cpu if cpu else batch)
+        if widen and not cpu and self.batch == 1 < batch:
             self._widen(Path(path), batch, content, stream)
 
     def _widen(self, path: Path, batch: int, content: bytes | None, stream: Any) -> None:
@@ -308,7 +349,8 @@ class BatchSession:
             outputs = self._once({k: _padded(v, self.batch) for k, v in made.items()})
             return [out[:rows] for out in outputs] if rows < self.batch else outputs
 
-        parts = self._lanes.map(part, range(0, max(count, 1), self.batch))
+        begins = range(0, max(count, 1), self.batch)
+        parts = side_by_side(part, begins) if self._device.type == "cpu" else [part(b) for b in begins]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     def _once(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:

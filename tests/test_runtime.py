@@ -70,9 +70,13 @@ def test_rows_depend_on_nothing_but_themselves(model, threads):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        session = BatchSession(model)
+        check_rows(model)
     finally:
         torch.set_num_threads(before)
+
+
+def check_rows(model):
+    session = BatchSession(model, on_cpu=2)
     x = np.random.default_rng(1).normal(size=(11, 64)).astype(np.float32)
     (whole,) = session.run({"x": x})
     assert whole.shape == (11, 33)
@@ -84,7 +88,7 @@ def test_rows_depend_on_nothing_but_themselves(model, threads):
 
 
 def test_every_batch_has_one_shape(model):
-    session, fed = BatchSession(model), []
+    session, fed = BatchSession(model, on_cpu=2), []
     session.session = SimpleNamespace(run=lambda _, x: fed.append(x["x"].shape) or [x["x"][:, :33]])
     for count in (0, 1, 2, 5, 11):
         rows = np.arange(count * 64, dtype=np.float32).reshape(count, 64)

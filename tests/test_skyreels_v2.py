@@ -156,7 +156,7 @@ def test_continuation_equals_the_published_long_video(folder: Path, backbone: Sk
     drawn = [torch.randn(1, 16, 5, 4, 6, generator=generator) for _ in range(2)]
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(backbone, "_noise", lambda *_: drawn.pop(0).clone())
-        texts = backbone._embed(PROMPT)
+        texts = [backbone._embed(PROMPT)]
         first = backbone._denoise(texts, None, seed=0)
         second = backbone._denoise(texts, first[:, :, -2:], seed=0)
     found = torch.cat([first, second[:, :, 2:]], dim=2)

@@ -382,7 +382,9 @@ def test_the_sample_is_sound():
     assert plan.cost().shots == 12 and plan.cost().characters == 3 and 115 <= plan.cost().seconds <= 125
     assert plan.warnings() == []
     for unit in plan.units:
-        assert len(unit.characters) == 1 and not vocabulary_warnings(unit.recipe, unit.prompt)
+        assert len(unit.characters) == unit.recipe.blueprint.regions
+        assert not vocabulary_warnings(unit.recipe, unit.prompt)
+    assert [unit.name for unit in plan.units if len(unit.characters) == 2] == ["s060"]
 
 
 def mutated(rng, text):

@@ -157,6 +157,15 @@ def test_a_shot_of_another_size_is_encoded_again(home, tmp_path):
     assert torch.allclose(seen[FRAMES : 2 * FRAMES], own, atol=0.02)
 
 
+def test_a_shot_of_another_shape_keeps_it():
+    wide = torch.ones(2, 3, 8, 16)
+    film = splice.fitted(wide, (32, 32))
+    assert film.shape == (2, 3, 32, 32)
+    assert not film[:, :, :8].any() and not film[:, :, 24:].any() and film[:, :, 9:23].min() > 0.99
+    assert splice.fitted(wide, (9, 31)).shape == (2, 3, 9, 31)
+    assert torch.equal(splice.fitted(wide, (8, 16)), wide)
+
+
 def sound(path):
     import av
 

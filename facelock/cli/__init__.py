@@ -233,6 +233,8 @@ BENCHMARKS = {
     "decoupling": "Whether locked faces keep the blueprint's pose, expression, gaze and light.",
     "speed": "Seconds per stage and peak memory.",
     "across": "How alike true renders of one person are within a clip and across clips.",
+    "pairs": "Two people in one shot: wrong-person frames and margins.",
+    "cluster": "Two Ray workers with a core each against one; needs the extra cluster.",
     "film": "What a storyboard of equal shots costs beyond its shots.",
     "lock": "The lock stage against a plain insightface loop with the same nets.",
     "real": "Real photos and videos: separation, verify against the libraries' own loops, false alarms.",

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facelock.errors import FaceLockError, ModelError
+from facelock.faces.graph import rewritten
 from facelock.faces.kinds import takes_bytes
 from facelock.faces.pack import Pack
-from facelock.faces.prelu import without_prelu
 from facelock.faces.scrfd import LEVELS, OVERLAP, ScrfdDetector, distinct
 from facelock.geometry import ARCFACE112
 from facelock.protocols import Encoder
@@ -57,7 +57,7 @@ class OnnxEncoder:
         self.id = encoder_id(name, path)
         self.thresholds = thresholds
         raw = takes_bytes(path)  # raises ModelError for what is no ONNX file
-        content = without_prelu(path) if torch.device(device).type == "cpu" else None
+        content = rewritten(path) if torch.device(device).type == "cpu" else None
         self._session = BatchSession(path, device, batch=batch, content=content)
         side = self.crop.size
         if [shape[2:] for shape in self._session.inputs.values()] != [[side, side]]:

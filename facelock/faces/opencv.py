@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from facelock.errors import FaceLockError, ModelError
+from facelock.faces.graph import load_model, rewritten_model
 from facelock.faces.pack import Floats, Found, gather, require_finite, to_planes
 from facelock.runtime import BatchSession
 from facelock.types import Faces
@@ -49,7 +50,9 @@ class YunetDetector:
         ``ModelError``, ``DeviceError``.
         """
         self.detection_size, self.threshold = detection_size, threshold
-        self._session = BatchSession(path, device, content=_any_size(Path(path)))
+        self._session = BatchSession(
+            path, device, content=_any_size(Path(path), torch.device(device).type == "cpu")
+        )
         self._input = next(iter(self._session.inputs))
         self._order = [list(self._session.outputs).index(name) for name in OUTPUTS]
 
@@ -91,14 +94,9 @@ class YunetDetector:
         return box.astype(np.float32), (points[kept] * factor + shift).astype(np.float32), score[sure][kept]
 
 
-def _any_size(path: Path) -> bytes:
-    """The file with open height and width; it fixes 640, which ``FaceDetectorYN`` overrides too."""
-    import onnx
-
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf raises its own kinds
-        raise ModelError(f"{path}: not a readable ONNX model. Fetch it again.") from error
+def _any_size(path: Path, on_cpu: bool) -> bytes:
+    """The file with open height and width; it fixes 640, which ``FaceDetectorYN`` overrides too. Rewritten on a CPU."""
+    model = load_model(path)
     if {output.name for output in model.graph.output} != set(OUTPUTS):
         raise ModelError(
             f"{path}: its outputs are not those of YuNet. Give face_detection_yunet_2023mar.onnx."
@@ -110,7 +108,8 @@ def _any_size(path: Path) -> bytes:
         for dimension, name in zip(value.type.tensor_type.shape.dim, names, strict=False):
             if name:
                 dimension.dim_param = name if value is model.graph.input[0] else f"{value.name}_{name}"
-    return model.SerializeToString()
+    content = rewritten_model(model) if on_cpu else None
+    return content or bytes(model.SerializeToString())
 
 
 def _blob(frame: Tensor, size: tuple[int, int]) -> Floats:

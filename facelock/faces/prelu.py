@@ -1,53 +1,115 @@
 """PReLU as onnxruntime's CPU kernels like it: the same numbers in half a recogniser's time.
 
 onnxruntime has no PReLU in its blocked layout, so it turns the picture around before and after each one, which
-costs more than the convolutions between. ``PReLU(x) = a·x + (1 - a)·max(x, 0)`` is two depthwise convolutions of
-one pixel, a ReLU and a sum, and all of these stay in that layout.
+costs more than the convolutions between. For slopes a ≤ 1, ``PReLU(x) = a·x + max((1 - a)·x, 0)``: two depthwise
+convolutions of one pixel, of which the first takes the ReLU and the second the sum along, so the picture is passed
+twice. Where a depthwise convolution makes ``x``, it is done twice itself instead, with scaled weights. For a > 1
+``-PReLU(x) = -x + max((1 - a)·x, 0)``, and the convolutions that read it turn the sign back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from facelock.faces.graph import Array, Graph, attributes, convolution, is_convolution, weights_of
 
-def without_prelu(path: str | Path) -> bytes | None:
-    """The ONNX file with every PReLU of one slope per channel rewritten; None where there is nothing to do."""
-    import onnx
 
-    model = onnx.load(str(path), load_external_data=False)
-    graph = model.graph
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
+def without_prelu(graph: Graph) -> None:
+    """Rewrite every PReLU of one slope per channel."""
+    for node in list(graph.nodes):
+        slope = graph.constants.get(node.input[1]) if node.op_type == "PRelu" else None
+        if slope is None or not _per_channel(slope.shape):
+            continue
+        slopes = slope.reshape(-1).astype(np.float32)
+        turned = slopes > 1
+        if turned.any() and not _turn_back(graph, node.output[0], turned):
+            _plainly(graph, node, slopes)
+        else:
+            _rewrite(graph, node, np.where(turned, -1, slopes), 1 - slopes)
+
+
+def _per_channel(shape: tuple[int, ...]) -> bool:
+    return (
+        len(shape) in (3, 4) and shape[-2:] == (1, 1) and shape[-3] > 1 and int(np.prod(shape)) == shape[-3]
+    )
+
+
+def _pixel(weights: Array) -> Array:
+    """(C,) as the weights of a depthwise convolution of one pixel."""
+    return weights.reshape(-1, 1, 1, 1)
+
+
+def _depthwise(graph: Graph, name: str) -> Any | None:
+    """The depthwise convolution that makes ``name``, where nothing else reads it."""
+    node = next((node for node in graph.nodes if name in node.output), None)
+    if node is None or not is_convolution(graph, node) or graph.only_user(name) is None:
         return None
-    slopes = {tensor.name: tensor for tensor in graph.initializer}
-    nodes = [
-        part for node in graph.node for part in _parts(node, slopes.get((*node.input, "", "")[1]), graph)
-    ]
-    if len(nodes) == len(graph.node):
-        return None
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return bytes(model.SerializeToString())
+    weights = graph.constants[node.input[1]]
+    groups = attributes(node).get("group", 1)
+    return node if groups == len(weights) and weights.shape[1] == 1 and weights.shape[2:] != (1, 1) else None
 
 
-def _parts(node: Any, slope: Any, graph: Any) -> Iterator[Any]:
-    """The node itself, or what stands for it."""
-    from onnx import helper, numpy_helper
+def _rewrite(graph: Graph, node: Any, passed: Array, bent: Array) -> None:
+    """``passed · x + max(bent · x, 0)``."""
+    from onnx import helper
 
-    shape = tuple(slope.dims) if slope is not None and node.op_type == "PRelu" else ()
-    if len(shape) not in (3, 4) or shape[-2:] != (1, 1) or max(shape) == 1 or np.prod(shape) != shape[-3]:
-        yield node
-        return
     (source, _), (target,) = node.input, node.output
-    weights = numpy_helper.to_array(slope).reshape(-1, 1, 1, 1)
+    raw, positive, straight = (f"{target}/facelock/{part}" for part in ("raw", "positive", "straight"))
+    before = _depthwise(graph, source)
+    if before is None:
+        like = helper.make_node("Conv", [], [], group=len(bent), kernel_shape=[1, 1])
+        both = [
+            convolution(graph, like, source, name, _pixel(scale), None)
+            for name, scale in ((raw, bent), (straight, passed))
+        ]
+    else:
+        weights, bias = weights_of(graph, before)
+        both = [
+            convolution(graph, before, before.input[0], name, weights * _pixel(scale), bias * scale)
+            for name, scale in ((raw, bent), (straight, passed))
+        ]
+        graph.replace(before, [])
+    relu = helper.make_node("Relu", [raw], [positive])
+    graph.replace(node, [both[0], relu, both[1], helper.make_node("Add", [straight, positive], [target])])
+
+
+def _turn_back(graph: Graph, name: str, turned: Array) -> bool:
+    """Change the sign of the ``turned`` channels of ``name`` in all convolutions that read it; False if others do."""
+    users = graph.users(name)
+    if not users or name in {output.name for output in graph.model.graph.output}:
+        return False
+    if not all(is_convolution(graph, user) and user.input[0] == name for user in users):
+        return False
+    sign = np.where(turned, -1, 1).astype(np.float32)
+    groups = [attributes(user).get("group", 1) for user in users]
+    if any(
+        g != 1 and (g != len(sign) or weights_of(graph, u)[0].shape[1] != 1)
+        for g, u in zip(groups, users, strict=True)
+    ):
+        return False
+    for user, count in zip(users, groups, strict=True):
+        weights, bias = weights_of(graph, user)
+        spread = np.repeat(sign, len(weights) // len(sign)).reshape(-1, 1, 1, 1)
+        signs = sign.reshape(1, -1, 1, 1) if count == 1 else spread
+        graph.replace(user, [convolution(graph, user, name, user.output[0], weights * signs, bias)])
+    return True
+
+
+def _plainly(graph: Graph, node: Any, slopes: Array) -> None:
+    """``a·x + (1 - a)·max(x, 0)``, for any slope: one pass more."""
+    from onnx import helper
+
+    (source, _), (target,) = node.input, node.output
     positive, passed, rest = (f"{target}/facelock/{part}" for part in ("positive", "passed", "rest"))
-    for name, values in ((f"{passed}/w", weights), (f"{rest}/w", 1 - weights)):
-        graph.initializer.append(numpy_helper.from_array(values.astype(weights.dtype), name))
-    channels = len(weights)
-    yield helper.make_node("Relu", [source], [positive])
-    yield helper.make_node("Conv", [positive, f"{rest}/w"], [rest], group=channels, kernel_shape=[1, 1])
-    yield helper.make_node("Conv", [source, f"{passed}/w"], [passed], group=channels, kernel_shape=[1, 1])
-    yield helper.make_node("Add", [passed, rest], [target])
+    like = helper.make_node("Conv", [], [], group=len(slopes), kernel_shape=[1, 1])
+    graph.replace(
+        node,
+        [
+            helper.make_node("Relu", [source], [positive]),
+            convolution(graph, like, positive, rest, _pixel(1 - slopes), None),
+            convolution(graph, like, source, passed, _pixel(slopes), None),
+            helper.make_node("Add", [passed, rest], [target]),
+        ],
+    )

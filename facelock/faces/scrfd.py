@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from facelock.errors import FaceLockError, ModelError
+from facelock.faces.graph import rewritten
 from facelock.faces.pack import Floats, Found, gather, require_finite, to_planes
 from facelock.runtime import BatchSession, fixed
 from facelock.types import Faces
@@ -47,7 +48,8 @@ class ScrfdDetector:
         Raises ``ModelError``, ``DeviceError``.
         """
         self.threshold, self._centred = threshold, centred
-        self._session = BatchSession(path, device, batch=batch)
+        there = torch.device(device).type == "cpu" and Path(path).is_file()
+        self._session = BatchSession(path, device, batch=batch, content=rewritten(path) if there else None)
         outputs = self._session.outputs
         if len(outputs) not in LEVELS or [len(shape) for shape in self._session.inputs.values()] != [4]:
             raise ModelError(

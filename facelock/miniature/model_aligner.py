@@ -63,6 +63,9 @@ LOOK = (
     "gl_b",
 )
 """And of the look: worn or not (±1), sizes, colours."""
+DOUBT = 0.7
+"""Reading of ``glasses`` below which none are drawn. On generated clips blurred eyes read up to .6 (97th percentile, 12
+clips), glasses that the prompt asked for mostly more: a face that grows glasses is worse than one that loses them."""
 OUTPUTS = (*MOMENT, *LOOK)
 
 
@@ -207,6 +210,7 @@ class ModelAligner(nn.Module):
         values = self.reader(target)
         v = {name: values[:, i] for i, name in enumerate(OUTPUTS)}
         # On decoded frames the reader hedges: open eyes are read mostly below .3, shut ones around .6.
+        v["glasses"] = v["glasses"] - DOUBT
         v["blink"] = ((v["blink"] - 0.3) / 0.4).clamp(0, 1)
         return draw_face(face_parameters(self.identity(source)), v, self.compositor.side)
 

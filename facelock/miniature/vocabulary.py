@@ -63,6 +63,52 @@ def words(prompt: str) -> list[str]:
     return re.findall(r"[a-zà-öø-ÿ']+", prompt.lower())
 
 
+BEFORE_PERSON = ("a", "an", "the", "bald")
+"""Words that may stand before "woman" or "man" and belong to the same person."""
+
+
+def one_each(prompt: str) -> list[str]:
+    """The prompt of each person named in ``prompt``, in order, with the place and the light, which all share.
+
+    ::
+
+        one_each("a woman with red hair talking and a man smiling in a forest")
+        # ["a woman with red hair talking in a forest", "a man smiling in a forest"]
+
+    A prompt that names nobody, or one, comes back as it is.
+    """
+    known = words(prompt)
+    people = [i for i, word in enumerate(known) if word in SLOTS["who"]]
+    if len(people) < 2:
+        return [prompt]
+    begins = [_begin(known, i) for i in people]
+    scene = [_phrase(known, SLOTS["place"], PLACE_PHRASES), _light_phrase(known)]
+    shared = {*SLOTS["place"], *SLOTS["light"]}
+    prompts = []
+    for begin, end in zip(begins, [*begins[1:], len(known)], strict=True):
+        own = [word for word in known[begin:end] if word not in shared]
+        while own and own[-1] in FILLERS and own[-1] not in ("hair", "head"):
+            own.pop()
+        prompts.append(" ".join([*own, *filter(None, scene)]))
+    return prompts
+
+
+def _begin(known: Sequence[str], person: int) -> int:
+    """Where the words about a person begin."""
+    while person and known[person - 1] in BEFORE_PERSON:
+        person -= 1
+    return person
+
+
+def _phrase(known: Sequence[str], values: Sequence[str], phrases: Sequence[str]) -> str:
+    """The phrase of the first of ``values`` that is named, or nothing."""
+    return next((phrases[values.index(word)] for word in known if word in values), "")
+
+
+def _light_phrase(known: Sequence[str]) -> str:
+    return _phrase(known, LIGHTS, [f"in {light} light" for light in LIGHTS])
+
+
 def unknown_words(prompt: str) -> list[tuple[str, list[str]]]:
     """Words of ``prompt`` outside the vocabulary, each with up to three of the closest known words."""
     known = vocabulary()

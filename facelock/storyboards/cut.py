@@ -62,8 +62,14 @@ class Cut:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels: the first shot's."""
-        return self.shots[0].unit.shape
+        """(height, width) in pixels: the largest shot's, the first of several."""
+        return self.shots[self.largest].unit.shape
+
+    @property
+    def largest(self) -> int:
+        """Index of the shot whose size is the film's."""
+        areas = [shot.unit.shape[0] * shot.unit.shape[1] for shot in self.shots]
+        return areas.index(max(areas))
 
     def key(self, sounds: Sequence[str]) -> str:
         """Digest of all that decides the edit; ``sounds`` are the digests of the audio files."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from facelock.errors import ConfigError
 from facelock.job import Job, check_size, parse_size, plan_chunks
-from facelock.recipe import Recipe, load_recipe
+from facelock.recipe import Recipe, crowd_warnings, load_recipe
 from facelock.storyboard import Storyboard, Transition, is_file_recipe, seed_of
 
 BYTES_PER_PIXEL = 0.25
@@ -145,11 +145,8 @@ class Plan:
         """What can be made but may not be what is meant."""
         sentences = []
         for unit in self.units:
-            if unit.recipe.vocabulary == "miniature" and len(unit.characters) > 1:
-                sentences.append(
-                    f"shot {unit.name}: the miniature shows one person at a time, and "
-                    f"{len(unit.characters)} are named"
-                )
+            crowd = crowd_warnings(unit.recipe, len(unit.characters))
+            sentences += [f"shot {unit.name}: {sentence}" for sentence in crowd]
         unused = set(self.board.cast) - {name for unit in self.units for name in unit.characters}
         sentences += [f"{name} is in the cast but in no shot" for name in sorted(unused)]
         return sentences

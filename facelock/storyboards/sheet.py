@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from facelock.files import atomic_write
-from facelock.pipeline import resize
 from facelock.storyboards.cut import Cut, Placed
+from facelock.storyboards.splice import fitted
 from facelock.video.writing import read_chunks
 
 TILE = 128
@@ -76,5 +76,5 @@ def pictures(shot: Placed, size: tuple[int, int]) -> list[Tensor]:
     found = []
     for chunk in read_chunks(shot.result.video, FRAMES_PER_READ):
         inside = sorted(frame - chunk.start for frame in wanted if 0 <= frame - chunk.start < len(chunk))
-        found += [resize(chunk.frames[[number]], size)[0] for number in inside]
+        found += [fitted(chunk.frames[[number]], size)[0] for number in inside]
     return found

@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from facelock import __version__
 from facelock.files import storage
@@ -40,9 +41,9 @@ def write_film(cut: Cut, path: Path, workspace: Path) -> int:
     """
     pieces: list[Path] = []
     encoded = 0
-    first = header(_video(cut.shots[0]))
+    film = header(_video(cut.shots[cut.largest]))
     for index in range(len(cut.shots)):
-        made, again = _pieces(cut, index, first, workspace / f"{index:05d}")
+        made, again = _pieces(cut, index, film, workspace / f"{index:05d}")
         pieces += made
         encoded += again
     audio = workspace / "sound.wav" if sounds(cut) else None
@@ -99,7 +100,7 @@ def _frames(video: Path, end: int, size: tuple[int, int]) -> Iterator[tuple[int,
     for chunk in read_chunks(video, FRAMES_PER_READ):
         if chunk.start >= end:
             return
-        yield chunk.start, resize(chunk.frames[: end - chunk.start], size)
+        yield chunk.start, fitted(chunk.frames[: end - chunk.start], size)
 
 
 def last_frames(video: Path, count: int, size: tuple[int, int]) -> Tensor:
@@ -107,7 +108,17 @@ def last_frames(video: Path, count: int, size: tuple[int, int]) -> Tensor:
     kept: deque[Tensor] = deque(maxlen=count)
     for chunk in read_chunks(video, FRAMES_PER_READ):
         kept.extend(chunk.frames.unbind())
-    return resize(torch.stack(list(kept)), size)
+    return fitted(torch.stack(list(kept)), size)
+
+
+def fitted(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """(T, 3, H, W) frames at ``size`` (height, width) in their own shape, black where that leaves room."""
+    (height, width), (high, wide) = frames.shape[-2:], size
+    scale = min(high / height, wide / width)
+    inner = (min(high, round(height * scale)), min(wide, round(width * scale)))
+    top, left = (high - inner[0]) // 2, (wide - inner[1]) // 2
+    bars = (left, wide - inner[1] - left, top, high - inner[0] - top)
+    return functional.pad(resize(frames, inner), bars)
 
 
 def header(video: Path) -> Header:

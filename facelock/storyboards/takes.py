@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from facelock import __version__
 from facelock.clip import Clip
@@ -30,6 +29,7 @@ from facelock.errors import (
     OutputBusyError,
     StorageError,
 )
+from facelock.identity import consensus
 from facelock.job import Job
 from facelock.journal import Resume
 from facelock.pipeline import Made, Pipeline
@@ -221,7 +221,7 @@ def is_worth_another_seed(take: Take) -> bool:
 
 
 def centre(several: Sequence[Identity]) -> Identity:
-    """One identity of several pictures of a person: the mean of their unit embeddings, at unit length.
+    """One identity of several pictures of a person: the robust middle of their embeddings, as enrolment has it.
 
     The portrait is the first picture's; the digest is that of all of them.
     """
@@ -229,9 +229,9 @@ def centre(several: Sequence[Identity]) -> Identity:
     if len(several) == 1:
         return first
     embeddings = {
-        encoder: functional.normalize(
-            torch.stack([each.embeddings[encoder] for each in several]).mean(0), dim=0
-        )
+        encoder: torch.from_numpy(
+            consensus.centre(torch.stack([each.embeddings[encoder] for each in several]).double().numpy())
+        ).float()
         for encoder in first.embeddings
     }
     digest = hashlib.sha256("".join(each.sha256 for each in several).encode()).hexdigest()

@@ -1,0 +1,88 @@
+"""``facelock bench pairs``: two people in one shot, each with its own face in every frame?
+
+Pairs of held-out characters, drawn side by side by the recipe ``miniature-two`` and locked to their references. The
+judge measures every frame: how often a face is the wrong person's, and by what margin (similarity to its own identity
+minus to the other's) it is the right one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from facelock.bench import cast
+from facelock.bench.tables import number, publish, table
+from facelock.job import Job
+from facelock.miniature.parameters import PLACES
+from facelock.miniature.vocabulary import PLACE_PHRASES
+from facelock.pipeline import Pipeline
+from facelock.protocols import Progress
+from facelock.types import LedgerRow, Status
+
+RECIPE = "miniature-two"
+
+
+def run(
+    *,
+    seconds: float = 10.0,
+    identities: int = 6,
+    seed: int = 0,
+    out: Path | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """A clip of ``seconds`` of each of ``identities`` ÷ 2 pairs."""
+    pipeline = Pipeline.from_recipe(RECIPE, device)
+    rows: list[LedgerRow] = []
+    for index in range(max(1, identities // 2)):
+        rows += _clip(pipeline, index, seconds, seed)
+        if progress:
+            progress("pairs", index + 1, max(1, identities // 2))
+    found = _figures(rows)
+    command = f"facelock bench pairs --seconds {seconds:g} --identities {identities} --seed {seed}"
+    lines = [[name.replace("_", " "), number(value, 3)] for name, value in found.items()]
+    return publish("pairs", command, table(["two people in one shot, by the judge", ""], lines), found, out)
+
+
+def _clip(pipeline: Pipeline, index: int, seconds: float, seed: int) -> list[LedgerRow]:
+    """The ledger of one pair's clip."""
+    left, right = cast.member(2 * index), cast.member(2 * index + 1)
+    place = PLACE_PHRASES[index % len(PLACES)]
+    prompt = " | ".join(f"{_without_place(who.prompt)} {place}" for who in (left, right))
+    identities = [cast.identity(who, pipeline.parts) for who in (left, right)]
+    rows: list[LedgerRow] = []
+    with torch.no_grad():
+        for made in pipeline.run(Job(prompt, seconds, seed + index), identities):
+            rows += made.records.ledger
+    return rows
+
+
+def _without_place(prompt: str) -> str:
+    for phrase in PLACE_PHRASES:
+        prompt = prompt.replace(phrase, "")
+    return " ".join(prompt.split())
+
+
+def _figures(rows: list[LedgerRow]) -> dict[str, float]:
+    """Counts of statuses and the margins' spread over all rows, two a frame."""
+    status = Counter(row.status for row in rows)
+    margins = np.array([row.margin for row in rows if row.margin is not None])
+    figures = {
+        "frames": len(rows) / 2,
+        "wrong": float(status[Status.WRONG]),
+        "nearer_the_other_person": float((margins < 0).sum()),
+        "share_verified": status[Status.VERIFIED] / len(rows),
+        "share_weak": status[Status.WEAK] / len(rows),
+        "share_unreadable_or_absent": (status[Status.UNREADABLE] + status[Status.ABSENT]) / len(rows),
+    }
+    if len(margins):
+        figures |= {
+            "margin_mean": float(margins.mean()),
+            "margin_1st_percentile": float(np.percentile(margins, 1)),
+            "margin_least": float(margins.min()),
+        }
+    return figures

@@ -1,0 +1,212 @@
+"""Reads the parts of a video diffusion checkpoint from a diffusers folder, and trusts nothing in it.
+
+::
+
+    layout = Layout(
+        pipelines=("SkyReelsV2DiffusionForcing*",),
+        networks={"transformer": SkyReelsV2Transformer3DModel, "vae": AutoencoderKLWan},
+        schedulers=(UniPCMultistepScheduler,),
+    )
+    parts = load_checkpoint(folder, layout, device="cpu", dtype=torch.float32)
+    parts.networks["vae"], parts.tokenizer, parts.scheduler
+
+Only local files, only safetensors, only the classes that a layout names whatever ``model_index.json`` says;
+weights must be complete, of the right shapes, and finite. Nothing is downloaded and no code is run. Networks are
+read into the CPU's memory first and then put where they run, by a memory plan (``place``) or all on one device.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from facelock.errors import DeviceError, ModelError
+
+REMEDY = "Pull or export the model again."
+Place = Callable[[Mapping[str, torch.nn.Module]], None]
+"""Puts the networks, by name, where they run: on one device, or in and out of it as a memory plan says."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the folder of one kind of checkpoint holds, each part in a folder of its own name."""
+
+    pipelines: tuple[str, ...]
+    """Class names that ``model_index.json`` may give for the whole; ``*`` stands for any ending."""
+    networks: Mapping[str, Any]
+    """Folder → class whose ``from_pretrained`` reads it."""
+    schedulers: tuple[Any, ...]
+    """Classes that ``model_index.json`` may give for the scheduler."""
+    others: Mapping[str, Any] = field(default_factory=lambda: {"tokenizer": AutoTokenizer})
+    """Folder → class of what holds no weights: tokenizers, picture processors."""
+    optional: frozenset[str] = frozenset()
+    """Networks that ``model_index.json`` may leave out."""
+    float32: frozenset[str] = frozenset({"vae"})
+    """Networks in full precision whatever is asked for: in bfloat16 a VAE's pictures show banding."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The parts of one checkpoint, in evaluation mode, without gradients."""
+
+    networks: Mapping[str, torch.nn.Module]
+    others: Mapping[str, Any]
+    scheduler: Any
+    index: Mapping[str, Any]
+    """``model_index.json``: plain values of the pipeline's own, such as ``boundary_ratio``."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of a checkpoint that has one."""
+        return self.others["tokenizer"]
+
+
+def load_checkpoint(
+    folder: Path,
+    layout: Layout,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    place: Place | None = None,
+) -> Checkpoint:
+    """Load what ``layout`` names; networks in ``dtype`` but for those it wants in float32.
+
+    All is read and checked on the CPU; then ``place`` puts the networks where they run (default: every one on
+    ``device``). Raises :class:`ModelError` for a folder that is missing, incomplete, damaged or of another kind, and
+    :class:`DeviceError` when the device is absent or too small.
+    """
+    index = _model_index(folder, layout.pipelines)
+    scheduler = _scheduler_class(index, layout, folder)
+    wanted = {
+        name: network
+        for name, network in layout.networks.items()
+        if not (name in layout.optional and _left_out(index, name))
+    }
+    with device_errors(str(device)):
+        others = {name: _part(folder, name, kind) for name, kind in layout.others.items()}
+        networks = {
+            name: _network(folder, name, network, torch.float32 if name in layout.float32 else dtype)
+            for name, network in wanted.items()
+        }
+        schedule = _part(folder, "scheduler", scheduler)
+        (place or all_on(device))(networks)
+    return Checkpoint(networks, others, schedule, index)
+
+
+def all_on(device: str | torch.device) -> Place:
+    """A plan that puts every network on one ``device``."""
+
+    def place(networks: Mapping[str, torch.nn.Module]) -> None:
+        for network in networks.values():
+            network.to(device)
+
+    return place
+
+
+@contextmanager
+def device_errors(device: str) -> Iterator[None]:
+    """Turn what a device says when it is absent, full or lost into :class:`DeviceError`."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceError(
+            f"The blueprint ran out of memory on {device}. Choose a smaller window, size or model."
+        ) from error
+    except (RuntimeError, AssertionError) as error:
+        text = str(error)
+        if "allocate memory" in text or "CUDA" in text or "NVIDIA" in text:
+            raise DeviceError(
+                f"The blueprint cannot use {device} ({_first_line(error)}). Check it, or give --device cpu."
+            ) from error
+        raise
+
+
+def _model_index(folder: Path, pipelines: tuple[str, ...]) -> dict[str, Any]:
+    path = folder / "model_index.json"
+    if not path.is_file():
+        found = "is not a folder" if not folder.is_dir() else "has no model_index.json"
+        raise ModelError(f"{folder} {found}, so it holds no blueprint. Check the recipe's model name.")
+    try:
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = str(index["_class_name"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged ({_first_line(error)}). {REMEDY}") from error
+    if not any(fnmatchcase(kind, pattern) for pattern in pipelines):
+        wanted = " or ".join(pattern.replace("*", "Pipeline") for pattern in pipelines)
+        raise ModelError(f"{folder} holds a {kind[:80]}, not a {wanted}. Check the recipe's model name.")
+    return index
+
+
+def _scheduler_class(index: Mapping[str, Any], layout: Layout, folder: Path) -> Any:
+    known = {scheduler.__name__: scheduler for scheduler in layout.schedulers}
+    found = known.get(_class_name(index, "scheduler", folder))
+    if found is None:
+        raise ModelError(f"{folder}: its scheduler is none of {', '.join(known)}. {REMEDY}")
+    return found
+
+
+def _left_out(index: Mapping[str, Any], part: str) -> bool:
+    """Whether the checkpoint does not have ``part``: the index says null, or, in older ones, nothing."""
+    return index.get(part) in (None, [None, None])
+
+
+def _class_name(index: Mapping[str, Any], part: str, folder: Path) -> str:
+    try:
+        return str(index[part][1])
+    except (KeyError, IndexError, TypeError) as error:
+        raise ModelError(f"{folder}/model_index.json names no {part}. {REMEDY}") from error
+
+
+def _part(folder: Path, name: str, kind: Any, **options: Any) -> Any:
+    """Call a ``from_pretrained`` quietly, whatever goes wrong with the files becoming a ModelError."""
+    path = folder / name
+    if not path.is_dir():
+        raise ModelError(f"{folder} lacks its {name}/ folder. {REMEDY}")
+    try:
+        with _no_progress_bar():
+            return kind.from_pretrained(path, local_files_only=True, **options)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
+        raise ModelError(f"{path} cannot be loaded ({_first_line(error)}). {REMEDY}") from error
+
+
+def _network(folder: Path, name: str, network: Any, dtype: torch.dtype) -> torch.nn.Module:
+    model, info = _part(
+        folder, name, network, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+    )
+    wanting = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ()]
+    if wanting:
+        raise ModelError(f"{folder / name} lacks {len(wanting)} weights, {wanting[0]} first. {REMEDY}")
+    for key, weight in model.named_parameters():
+        if not torch.isfinite(weight.detach().sum(dtype=torch.float32)):
+            raise ModelError(f"{folder / name}: {key} holds values that are not finite. {REMEDY}")
+    loaded: torch.nn.Module = model.eval().requires_grad_(False)
+    return loaded
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Silence the bar that transformers draws while it loads."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(". ") if lines else type(error).__name__

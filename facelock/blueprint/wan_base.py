@@ -1,0 +1,391 @@
+"""What the backbones of the Wan family share: their text encoder, their video autoencoder, and one sampling step.
+
+::
+
+    class Mine(WanBackbone):
+        layout = Layout(...)
+
+        def _denoise(self, texts, past, seed): ...      # clean latents, (1, z, F, h, w)
+
+SkyReels-V2, Wan VACE and Helios all read prompts with UMT5, compress frames with ``AutoencoderKLWan`` and predict
+the velocity of a rectified flow (x_σ = (1 - σ)·x₀ + σ·noise). What they differ in is how the past comes in. Every
+call is a function of its arguments alone: schedulers hold state, so each call gets a fresh copy, and noise is drawn
+on the CPU from the chunk's own seed.
+
+Shapes: F latent frames of a window, h w their size, z channels, L text tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import html
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ftfy
+import torch
+from torch import Tensor
+
+from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
+from facelock.blueprint.wan_vae_cpu import accelerate_vae
+from facelock.blueprint.x0_edit import steered
+from facelock.errors import ConfigError, FaceLockError, InputError, ModelError
+from facelock.protocols import Guide
+from facelock.types import Identity
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LONGEST_TEXT = 512
+"""Tokens of a prompt that the published checkpoints were trained with; a tokenizer may ask for fewer."""
+REMEMBERED_PROMPTS = 64
+
+
+class NotFiniteError(FaceLockError):
+    """A denoising step gave NaN or infinity."""
+
+
+class WanBackbone:
+    """Base of the Wan family's :class:`facelock.protocols.Backbone`."""
+
+    layout: ClassVar[Layout]
+    most_context_noise: ClassVar[float] = 0.06
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        size: tuple[int, int],
+        fps: float,
+        window: int,
+        context: int,
+        steps: int = 8,
+        guidance_scale: float = 3.0,
+        flow_shift: float | None = None,
+        negative_prompt: str = "",
+        context_noise: float = 0.0,
+        device: str | torch.device = "cpu",
+        precision: str = "float32",
+        on_step: Callable[[int, int], None] | None = None,
+        place: Place | None = None,
+        guide: Guide | None = None,
+        pair_guidance: bool = True,
+        reference: bool = False,
+        **options: Any,
+    ) -> None:
+        """Load the checkpoint.
+
+        ``size`` is (height, width) in pixels; ``window`` frames are denoised at once, ``context`` of them the
+        past. ``guidance_scale`` up to 1 means no guidance. ``flow_shift`` replaces the scheduler's own.
+        ``context_noise`` is the share of noise mixed into the past, which smooths long clips. ``precision`` is of
+        text encoder and transformer. ``on_step(done, steps)`` is called after every denoising step, and may raise to
+        stop. ``place`` puts the loaded networks where they run (default: all on ``device``). ``guide`` may edit what
+        each step predicts. Without ``pair_guidance`` the halves of guidance take turns, with half the memory.
+        ``reference`` runs the published pipeline's own code, without our shortcuts, for comparison. ``options`` are
+        the kind's own (:mod:`facelock.blueprint.options`).
+
+        Raises ``ModelError``, ``DeviceError``, and ``ConfigError`` for sizes that the checkpoint cannot do.
+        """
+        self.size, self.fps = (int(size[0]), int(size[1])), float(fps)
+        self.window, self.context = window, context
+        self.steps, self.guidance_scale, self.negative_prompt = steps, guidance_scale, negative_prompt
+        self.context_noise, self.on_step, self.guide = context_noise, on_step, guide
+        self._take(**options)
+        self.device, self._folder = torch.device(device), Path(folder)
+        dtype = dtype_of(precision, self.device)
+        parts = load_checkpoint(self._folder, self.layout, device=self.device, dtype=dtype, place=place)
+        self.modules: Mapping[str, torch.nn.Module] = parts.networks
+        """The loaded networks by name: ``text_encoder``, ``transformer``, ``vae``, ..."""
+        self._index, self._tokenizer = parts.index, parts.tokenizer
+        self._text_encoder, self._vae = (self._network(name) for name in ("text_encoder", "vae"))
+        self._transformer = self._network("transformer", "transformer_2")
+        self._scheduler = self._shifted(parts.scheduler, flow_shift)
+        self._check_settings(str(folder))
+        if self.device.type == "cpu" and not reference:
+            accelerate_vae(self._vae)
+        config = self._vae.config
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
+        self._mean, self._std = mean.to(self.device), std.to(self.device)
+        self._prompts: dict[str, Tensor] = {}
+        self._pair_guidance = pair_guidance and not reference and self._can_pair()
+
+    def _network(self, *names: str) -> Any:
+        """The first of the networks ``names`` that the checkpoint has."""
+        found = next((self.modules[name] for name in names if name in self.modules), None)
+        if found is None:
+            raise ModelError(
+                f"{self._folder} holds no {' and no '.join(names)}. Pull or export the model again."
+            )
+        return found
+
+    @property
+    def chunk(self) -> int:
+        """New frames of every call with a context."""
+        return self.window - self.context
+
+    @property
+    def first_chunk(self) -> int:
+        """New frames of the first call."""
+        return self.window
+
+    def extend(
+        self, prompt: str, context: Tensor | None, *, seed: int, references: Sequence[Identity] = ()
+    ) -> Tensor:
+        """Return the next frames, (T, 3, H, W) float32 in [0, 1] on the CPU.
+
+        T is ``first_chunk`` without a context, else ``chunk``. ``context`` is the clip's last ``context``
+        frames, (context, 3, H, W) in [0, 1]. The same arguments give the same bytes on the same device.
+
+        Raises ``InputError`` for a context of another shape, ``DeviceError`` when memory runs out, and
+        ``FaceLockError`` naming the step where the latents stopped being finite, also in float32.
+        """
+        self._check_context(context)
+        if self.guide is not None:
+            self.guide.begin(references)
+        with torch.no_grad(), device_errors(str(self.device)):
+            past = self._condition(context, references)
+            latents = self._sample(self._texts(prompt), past, seed)
+            frames = self._decode(latents)
+        return self._new(frames, context).contiguous()
+
+    def reconstruct(self, frames: Tensor) -> Tensor:
+        """What the checkpoint's autoencoder leaves of (T, 3, H, W) frames in [0, 1]: of the same shape.
+
+        T must be 1 more than a multiple of the frames per latent. For benchmarks: the compression alone.
+        """
+        with torch.no_grad(), device_errors(str(self.device)):
+            return self._decode(self._encode(frames))
+
+    # ------------------------------------------------------------------ what a kind may change
+
+    def _take(self) -> None:
+        """Take the kind's own settings, which are keyword arguments."""
+
+    def _condition(self, context: Tensor | None, references: Sequence[Identity]) -> Any:
+        """What the past and the references become for the transformer: the past's latents, if there is one."""
+        return None if context is None else self._encode(context)
+
+    def _texts(self, prompt: str) -> Any:
+        """What :meth:`_denoise` needs of the prompt: its text states."""
+        return self._embed(prompt)
+
+    def _denoise(self, texts: Any, past: Any, seed: int) -> Tensor:
+        """Clean latents of one window, (1, z, F, h, w) float32; ``past`` is what :meth:`_condition` returned."""
+        raise NotImplementedError
+
+    def _new(self, frames: Tensor, context: Tensor | None) -> Tensor:
+        """Of the decoded window, what is new and was asked for."""
+        return frames[0 if context is None else self.context : self.window]
+
+    def _can_pair(self) -> bool:
+        """Whether both halves of classifier-free guidance may share one forward pass, until memory is short."""
+        return True
+
+    def _shifted(self, scheduler: Any, flow_shift: float | None) -> Any:
+        """The checkpoint's scheduler, shifted otherwise if asked."""
+        if getattr(scheduler.config, "use_dynamic_shifting", False):
+            raise ModelError(
+                "The blueprint's scheduler shifts by picture size. Use one with a fixed flow_shift."
+            )
+        if flow_shift is None:
+            return scheduler
+        key = "flow_shift" if "flow_shift" in scheduler.config else "shift"
+        return type(scheduler).from_config(scheduler.config, **{key: flow_shift})
+
+    # ------------------------------------------------------------------ denoising
+
+    def _sample(self, texts: Any, past: Any, seed: int) -> Tensor:
+        """Denoise one window; when a step is not finite, once more in float32."""
+        try:
+            return self._denoise(texts, past, seed)
+        except NotFiniteError as error:
+            logger.warning("%s Trying this chunk once more in float32.", error)
+        with ExitStack() as stack:
+            for name, network in self.modules.items():
+                if name.startswith("transformer"):
+                    stack.enter_context(in_float32(network))
+            return self._denoise(texts, past, seed)
+
+    def _noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Drawn on the CPU, so that a seed means the same on every device."""
+        return torch.randn(tuple(shape), generator=generator).to(self.device)
+
+    def _fresh_scheduler(self, **options: Any) -> Any:
+        """A copy of the scheduler, set to this recipe's steps: solvers remember what they stepped through."""
+        scheduler = copy.deepcopy(self._scheduler)
+        scheduler.set_timesteps(self.steps, device=self.device, **options)
+        return scheduler
+
+    def _advance(
+        self,
+        scheduler: Any,
+        velocity: Tensor,
+        latents: Tensor,
+        step: int,
+        known: int = 0,
+        *,
+        skip: int = 0,
+        **options: Any,
+    ) -> Tensor:
+        """One step of the solver for (1, z, F, h, w) ``latents``: all but the first ``known``, (1, z, F - known, h, w).
+
+        ``velocity`` is of that shape too. The guide sees none of the first ``skip`` latents, which are no frames.
+        ``options`` go to the scheduler. Raises :class:`NotFiniteError`.
+        """
+        if self.guide is not None:
+            shown, sigma = latents[:, :, skip:], scheduler.sigmas[step]
+            led = steered(self.guide, velocity[:, :, skip:], shown, sigma, step, known)
+            velocity = torch.cat([velocity[:, :, :skip], led], dim=2)
+        # one step for all new latents: the solver's state is the same for each
+        after: Tensor = scheduler.step(
+            velocity, scheduler.timesteps[step], latents[:, :, known:], return_dict=False, **options
+        )[0]
+        if not torch.isfinite(after).all():
+            raise NotFiniteError(
+                f"The blueprint's latents are not finite after denoising step {step + 1} of "
+                f"{self.steps}. Try another seed or a higher precision."
+            )
+        if self.on_step:
+            self.on_step(step + 1, self.steps)
+        return after
+
+    def _guided(
+        self, texts: Tensor, forward: Callable[[Tensor], Tensor], scale: float | None = None
+    ) -> Tensor:
+        """The velocity under classifier-free guidance, (1, z, F, h, w) float32.
+
+        ``texts`` is (1 or 2, L, D), the prompt last; ``forward(texts)`` is one pass of the transformer for every
+        text, (N, z, F, h, w). ``scale`` defaults to the recipe's.
+        """
+        if len(texts) == 1:
+            return forward(texts)
+        scale = self.guidance_scale if scale is None else scale
+        if self._pair_guidance:
+            try:
+                without, given = forward(texts).chunk(2)
+                return without + scale * (given - without)
+            except torch.OutOfMemoryError:
+                logger.warning("Memory is short: guidance goes on in two passes, which is slower.")
+                self._pair_guidance = False
+                torch.cuda.empty_cache()
+        without, given = (forward(text) for text in texts.split(1))
+        return without + scale * (given - without)
+
+    # ------------------------------------------------------------------ text
+
+    def _embed(self, prompt: str) -> Tensor:
+        """Text states with the negative prompt first, or alone without guidance: (2 or 1, L, D)."""
+        texts = [prompt] if self.guidance_scale <= 1 else [self.negative_prompt, prompt]
+        return torch.cat([self._embed_text(text) for text in texts])
+
+    def _embed_text(self, text: str) -> Tensor:
+        """(1, L, D), zeros after the last token; remembered, because a clip asks for it chunk after chunk."""
+        if text not in self._prompts:
+            while len(self._prompts) >= REMEMBERED_PROMPTS:
+                self._prompts.pop(next(iter(self._prompts)))
+            self._prompts[text] = self._encode_text(text)
+        return self._prompts[text]
+
+    def _encode_text(self, text: str) -> Tensor:
+        length = min(LONGEST_TEXT, int(self._tokenizer.model_max_length))
+        tokens = self._tokenizer(clean_text(text), truncation=True, max_length=length, return_tensors="pt")
+        ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
+        states = self._text_encoder(ids, mask).last_hidden_state
+        if not torch.isfinite(states).all():
+            raise FaceLockError("The text encoder's output is not finite. Choose a higher precision.")
+        return torch.nn.functional.pad(states, (0, 0, 0, length - states.shape[1]))
+
+    # ------------------------------------------------------------------ pictures and latents
+
+    def _encode(self, frames: Tensor) -> Tensor:
+        """(T, 3, H, W) in [0, 1] → normalised latents, (1, z, F, h, w)."""
+        return self._encode_video(frames.to(self.device, torch.float32).transpose(0, 1)[None] * 2 - 1)
+
+    def _encode_video(self, video: Tensor) -> Tensor:
+        """(1, 3, T, H, W) in [-1, 1] → normalised latents, (1, z, F, h, w)."""
+        return (self._vae.encode(video).latent_dist.mode() - self._mean) / self._std
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents (1, z, F, h, w) → (T, 3, H, W) in [0, 1] on the CPU."""
+        latents = latents * self._std + self._mean
+        try:
+            video = self._vae.decode(latents, return_dict=False)[0]
+        except torch.OutOfMemoryError:
+            logger.warning("Memory is short: the VAE goes on in tiles, which may show faint seams.")
+            torch.cuda.empty_cache()
+            self._vae.enable_tiling()
+            video = self._vae.decode(latents, return_dict=False)[0]
+        if not torch.isfinite(video).all():
+            raise FaceLockError("The blueprint's VAE gave values that are not finite. Try another seed.")
+        return (video[0].transpose(0, 1) / 2 + 0.5).clamp(0, 1).cpu()
+
+    def _latent_shape(self) -> tuple[int, int, int, int, int]:
+        time, space = self._scales()
+        height, width = (side // space for side in self.size)
+        return 1, self._vae.config.z_dim, -(-(self.window - 1) // time) + 1, height, width
+
+    def _scales(self) -> tuple[int, int]:
+        """Frames per latent, pixels per latent."""
+        halvings = self._vae.config.temperal_downsample
+        return 2 ** sum(halvings), 2 ** len(halvings)
+
+    # ------------------------------------------------------------------ checks
+
+    def _check_context(self, context: Tensor | None) -> None:
+        expected = (self.context, 3, *self.size)
+        if context is not None and tuple(context.shape) != expected:
+            raise InputError(f"The context is {tuple(context.shape)}. Give the last frames as {expected}.")
+        if context is not None and not torch.isfinite(context).all():
+            raise InputError("The context holds values that are not finite. Give frames in [0, 1].")
+
+    def _check_settings(self, folder: str) -> None:
+        """Refuse what this checkpoint cannot do, each with the numbers that would fit."""
+        require(
+            self.context < self.window, f"context = {self.context}", f"less than the window, {self.window}"
+        )
+        step = self._scales()[1] * self._transformer.config.patch_size[1]
+        require(
+            min(self.size) > 0 and not any(s % step for s in self.size), f"size = {self.size}", f"n * {step}"
+        )
+        require(self.steps >= 1, f"steps = {self.steps}", "1 or more")
+        require(
+            0 <= self.context_noise <= self.most_context_noise,
+            f"context_noise = {self.context_noise}",
+            f"between 0 and {self.most_context_noise}" if self.most_context_noise else "0",
+        )
+
+
+def require(holds: bool, found: str, allowed: str) -> None:
+    """Raise ``ConfigError`` unless ``holds``: what was ``found`` in the recipe, and what is ``allowed``."""
+    if not holds:
+        raise ConfigError(f"The blueprint cannot work with {found}. Give {allowed} in the recipe.")
+
+
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """The type that a recipe's ``precision`` names. Raises ``ConfigError`` for others, and for float16 on a CPU."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"No precision is called {precision!r}. Give one of: {', '.join(PRECISIONS)}.")
+    if precision == "float16" and device.type == "cpu":
+        raise ConfigError("float16 takes hours on a CPU. Give float32 or bfloat16 as the recipe's precision.")
+    return PRECISIONS[precision]
+
+
+def clean_text(text: str) -> str:
+    """Mend encoding, resolve HTML entities, collapse white space: what the text encoders were trained on."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+@contextmanager
+def in_float32(network: torch.nn.Module) -> Iterator[None]:
+    """Hold all parameters in float32 for a while; each returns to its own type without loss."""
+    kept = [(parameter, parameter.dtype) for parameter in network.parameters()]
+    for parameter, _ in kept:
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in kept:
+            parameter.data = parameter.data.to(dtype)
