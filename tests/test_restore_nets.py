@@ -13,6 +13,7 @@ from real import ASSETS, needs_assets
 from tiny_restore import srvgg, write
 
 from facelock.errors import ConfigError, DeviceError, ModelError
+from facelock.nets.compact_sr import Srvgg
 from facelock.restoration.compact_upscaler import CompactUpscaler
 from facelock.restoration.tiles import TiledFrames, spans
 from facelock.weights import locate
@@ -165,6 +166,17 @@ def test_half_precision_is_for_gpus(tmp_path, precision):
         CompactUpscaler(srvgg(tmp_path / "x.pth"), scale=2, precision=precision)
     with pytest.raises(ConfigError, match=r"[Nn]o precision is called 'half'"):
         CompactUpscaler(srvgg(tmp_path / "x.pth"), scale=2, precision="half")
+
+
+def test_half_precision_keeps_all_shades(tmp_path):
+    """Only the residual is in the weights' type: a ramp of 256 shades comes out as it went in."""
+    ramp = (torch.arange(256) / 255).expand(1, 3, 4, 256)
+    plain = Srvgg.from_state(load_state_dict(srvgg(tmp_path / "plain.pth", strength=0))).bfloat16()
+    assert torch.equal(plain(ramp), torch.nn.functional.interpolate(ramp, scale_factor=2))
+    path = srvgg(tmp_path / "x.pth", strength=0.05)
+    whole, half = Srvgg.from_state(load_state_dict(path)), Srvgg.from_state(load_state_dict(path)).bfloat16()
+    with torch.no_grad():
+        assert 0 < float((half(ramp) - whole(ramp)).abs().max()) < 5e-4
 
 
 @needs_assets
