@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from facelock.report import Report
     from facelock.storyboard import Storyboard
     from facelock.storyboards.render import render
-    from facelock.types import Chunk, Consent, Identity
+    from facelock.types import Chunk, Consent, Identity, Sound
 
 __all__ = [
     # what people call
@@ -64,6 +64,7 @@ __all__ = [
     "Pipeline",
     "Recipe",
     "Report",
+    "Sound",
     "Storyboard",
     # what they catch
     "FaceLockError",
@@ -97,6 +98,7 @@ _HOME = {
     "Pipeline": "pipeline",
     "Recipe": "recipe",
     "Report": "report",
+    "Sound": "types",
     "Storyboard": "storyboard",
     "render": "storyboards.render",
 }

@@ -32,7 +32,7 @@ from facelock.job import Job
 from facelock.perception import MINIATURE, open_perception
 from facelock.pipeline import Pipeline
 from facelock.protocols import Progress
-from facelock.recipe import Recipe, load_recipe
+from facelock.recipe import Recipe, load_recipe, tuned
 from facelock.report import Report, build_report
 from facelock.runtime import ahead, resolve_device
 from facelock.types import ChunkRecords, Consent, Identity
@@ -65,6 +65,8 @@ def generate(
     lock: bool = True,
     restore: bool = True,
     faces: Sequence[int | None] = (),
+    vram: int | None = None,
+    reference: bool = False,
     commercial: bool = False,
     progress: Progress | None = None,
 ) -> Clip:
@@ -74,14 +76,17 @@ def generate(
     (one per character, left to right). ``seconds`` up to a day; ``seed`` 0 is a seed like any other. ``size`` is the
     short side of the final frames in pixels, which keeps the recipe's shape, or (height, width), cut to that shape.
     ``lock=False`` or ``restore=False`` leave a stage out, for comparison. ``faces`` says which face of a picture
-    with several, counted from 0. ``commercial`` refuses weights whose licence does not allow commercial use.
+    with several, counted from 0. ``vram`` plans for so many GiB of GPU memory (8, 12, 16, 24, 48 or 80), and
+    ``reference`` takes the plain code path without any of the recipe's [speed] choices, for comparison.
+    ``commercial`` refuses weights whose licence does not allow commercial use.
     ``progress(stage, done_frames, total_frames)`` is called after each step.
 
     Raises ``InputError`` for a prompt, length, size or picture that cannot be used, ``ConfigError`` for a
     recipe, ``ModelError`` or ``DeviceError`` when the machine cannot run it.
     """
     Job(prompt, seconds, seed).check()
-    pipeline = Pipeline.from_recipe(recipe, device, commercial)
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    pipeline = Pipeline.from_recipe(tuned(chosen, vram=vram, reference=reference), device, commercial)
     return pipeline.generate(
         prompt,
         identity,

@@ -12,6 +12,7 @@ That order matters: a picture without a face is refused before a video model is 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,20 +20,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from facelock.alignment import aligner_class
 from facelock.blueprint import backbone_class
 from facelock.closed_loop import Locker
+from facelock.errors import ConfigError, DeviceError
 from facelock.faces import load_pack
+from facelock.guidance import GuidanceSettings, open_guide
 from facelock.identity import identity_from_picture
 from facelock.identity.storage import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
 from facelock.perception import Perception, pack_member, pack_of
-from facelock.protocols import Backbone, FacePack, Upscaler
-from facelock.recipe import AcceptRecipe, FacesRecipe, JudgeRecipe, Recipe, model_names
+from facelock.protocols import Backbone, FacePack, Guide, Upscaler
+from facelock.recipe import AcceptRecipe, FacesRecipe, JudgeRecipe, Recipe, model_names, recipe_names
 from facelock.restoration import restorer_class, upscaler_class
 from facelock.restoration.precision import dtype_of
 from facelock.restore_loop import RestoreLoop
 from facelock.runtime import resolve_device, resolve_dtype
+from facelock.tuning import Speed
+from facelock.tuning.footprint import Footprint, read_footprint
+from facelock.tuning.placement import Placement
+from facelock.tuning.plan import GIB, Plan, Shape, choose_plan, peak, plans
 from facelock.types import Identity, Thresholds
 from facelock.weights import digest, encoder_id, locate, require_commercial
 
@@ -49,6 +58,25 @@ def _digest(path: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix != ".md")
     listing = "".join(f"{file.relative_to(path).as_posix()} {digest(file)}\n" for file in files)
     return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _total_memory(device: torch.device) -> int:
+    """Bytes of a GPU; 0 for the CPU, whose memory is not planned."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+
+
+def _shape(recipe: Recipe) -> Shape:
+    """What the memory plan has to know of a recipe."""
+    low = recipe.blueprint
+    return Shape(
+        low.size,
+        low.window,
+        guided=low.guidance_scale > 1,
+        precision=low.precision,
+        float8=recipe.speed.choices().quantise is not None,
+        scale=recipe.restore.scale,
+        batch=recipe.restore.batch,
+    )
 
 
 def _pack_files(recipe: Recipe, paths: Mapping[str, Path]) -> dict[str, Path]:
@@ -79,7 +107,8 @@ class Assembly:
 
         ``commercial`` refuses weights whose licence does not allow commercial use, or is not known. ``perception``
         takes the place of the recipe's face packs. Raises ``ConfigError`` for a refused weight or a precision that
-        the device cannot work in, ``DeviceError``, ``ModelError``.
+        the device cannot work in, ``DeviceError``, also for a recipe that does not fit into the memory it was given,
+        ``ModelError``.
         """
         self.recipe = recipe
         self._device = resolve_device(device)
@@ -98,6 +127,7 @@ class Assembly:
 
                 found = encoder_id(names["faces.encoder"], self._paths["faces.encoder"])
                 require_encoder(found, self._trained_with(part))
+        self.plan = self._memory_plan()
 
     @property
     def device(self) -> str:
@@ -211,7 +241,7 @@ class Assembly:
         return upscaler_class(settings.upscaler_kind)(
             self._paths["restore.upscaler"],
             scale=settings.scale,
-            batch=settings.batch,
+            batch=min(settings.batch, self.plan.batch or settings.batch),
             device=self._device,
             **settings.upscaler_options(),
         )
@@ -233,13 +263,24 @@ class Assembly:
         return RestoreLoop(self.pack, self.upscaler, restorer, **settings.loop_options())
 
     @cached_property
+    def guide(self) -> Guide | None:
+        """What leads stage 1 toward the references; None where the recipe does not ask for it."""
+        settings = self.recipe.guidance
+        if settings is None:
+            return None
+        values = settings.model_dump(exclude={"decoder"})
+        paths = self._paths["guidance.decoder"], self._paths["faces.encoder"]
+        return open_guide(*paths, self.pack, GuidanceSettings(**values), self._device)
+
+    @cached_property
     def backbone(self) -> Backbone:
-        """Stage 1."""
+        """Stage 1. Raises ``ConfigError`` where the recipe asks for guidance that its kind does not take."""
         settings = self.recipe.blueprint
         several = settings.regions > 1
         regions = {"regions": settings.regions, "region_width": settings.region_width} if several else {}
+        kind = backbone_class(settings.kind)
         logger.info("loading the blueprint %s on %s", settings.model, self.device)
-        return backbone_class(settings.kind)(
+        return kind(
             self._paths["blueprint.model"],
             size=settings.size,
             fps=float(settings.fps),
@@ -254,7 +295,69 @@ class Assembly:
             device=self._device,
             precision=settings.precision,
             **settings.options,
+            **self._tuning(kind),
+            **self._guided(kind),
         )
+
+    def _guided(self, kind: type[Any]) -> dict[str, Any]:
+        """The guide, where the recipe asks for one. Raises ``ConfigError`` for a backbone that takes none."""
+        if self.guide is None:
+            return {}
+        if "guide" not in inspect.signature(kind).parameters:
+            raise ConfigError(
+                f"A blueprint of kind {self.recipe.blueprint.kind} takes no identity guidance. "
+                "Leave [guidance] out of the recipe."
+            )
+        return {"guide": self.guide}
+
+    def _tuning(self, kind: type[Any]) -> dict[str, Any]:
+        """What the recipe's [speed] and the memory plan add to a backbone's settings, where they add something.
+
+        Raises ``ConfigError`` for a backbone that cannot be told.
+        """
+        speed = self.recipe.speed.choices()
+        wanted: dict[str, Any] = {}
+        if replace(speed, overlap=False, reference=False) != Speed() or self.plan != Plan():
+            steps = self.recipe.blueprint.steps
+            wanted["place"] = Placement(self._device, speed, self.plan, steps=steps)
+        if not self.plan.pair:
+            wanted["pair_guidance"] = False
+        if speed.reference:
+            wanted["reference"] = True
+        taken = inspect.signature(kind).parameters
+        if "place" in wanted and "place" not in taken:
+            kind_name = self.recipe.blueprint.kind
+            raise ConfigError(
+                f"A blueprint of kind {kind_name!r} takes no [speed] choices and no plan. Leave them out."
+            )
+        return {key: value for key, value in wanted.items() if key in taken}
+
+    def _memory_plan(self) -> Plan:
+        """How the recipe fits into the memory it may use, found out before anything is loaded."""
+        vram, folder = self.recipe.memory.vram, self._paths["blueprint.model"]
+        total = _total_memory(self._device)
+        if vram and total and total < 0.9 * vram * GIB:
+            raise DeviceError(
+                f"{self.device} has {total / GIB:.0f} GiB, less than --vram {vram}. Give a smaller one."
+            )
+        if not folder.is_dir() or not (vram or total):
+            return Plan()
+        found, shape, name = read_footprint(folder), _shape(self.recipe), self.recipe.name
+        if vram:
+            smaller = [other for other in recipe_names() if other == "miniature" != name]
+            plan = choose_plan(found, shape, vram=vram, recipe=name, smaller=smaller)
+        else:
+            plan = self._plan_for_card(found, shape, total / GIB)
+        logger.info("memory plan: %s", plan)
+        return plan
+
+    def _plan_for_card(self, found: Footprint, shape: Shape, gib: float) -> Plan:
+        """Nobody asked for a plan: what fits the card, or the smallest there is, since an estimate may be wrong."""
+        try:
+            return choose_plan(found, shape, vram=gib, recipe=self.recipe.name)
+        except DeviceError as error:
+            logger.warning("%s Trying all the same.", error)
+            return min(plans(), key=lambda plan: peak(found, shape, plan))
 
     def identity(self, reference: Any, *, name: str | None = None, face: int | None = None) -> Identity:
         """Read one reference: a picture, embedded with the loop's recogniser and the judge's, or a ``.face`` file.

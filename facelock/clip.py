@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from facelock.protocols import Progress
 from facelock.report import Report, build_report, write_report
 from facelock.runtime import require_space
 from facelock.types import Chunk, Identity
-from facelock.video.writing import SegmentWriter, check_audio, join_segments
+from facelock.video.writing import SegmentWriter, Soundtrack, check_audio, join_segments
 from facelock.weights import sha256_file
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Clip(Making):
         self.job = job
         self.identities = identities
         self.progress = progress
+        self.overlap = pipeline.recipe.speed.choices().overlap
+        self.encoder = pipeline.recipe.encode.encoder
 
     @property
     def fps(self) -> Fraction:
@@ -77,7 +79,7 @@ class Clip(Making):
         for made in self.made():
             yield made.chunk
 
-    def made(self, resume: Resume | None = None) -> Iterator[Made]:
+    def made(self, resume: Resume | None = None) -> Generator[Made, None, None]:
         """Make the clip and yield chunks together with what was recorded about them."""
         return self.pipeline.run(self.job, self.identities, resume=resume, progress=self.progress)
 
@@ -114,14 +116,24 @@ class Clip(Making):
         return self._run(journal, inputs, restart, lambda: self._prepare(journal, sound, target))
 
     def _write(self, path: Path, frames: Tensor) -> None:
-        with SegmentWriter(path, self.size, self.fps, crf=self.pipeline.recipe.encode.crf) as writer:
+        crf = self.pipeline.recipe.encode.crf
+        with SegmentWriter(
+            path, self.size, self.fps, crf=crf, encoder=self.encoder, planes=frames.is_cuda
+        ) as writer:
             writer.write(frames)
 
     def _prepare(self, journal: Journal, audio: Path | None, target: float | None) -> None:
         """Join the segments and write the report, inside the journal's folder."""
         chunks, judge = len(self._plan()), self.pipeline.parts.judge
         video, report_json, report_html = journal.prepared()
-        join_segments(journal.segments(chunks), video, fps=self.fps, audio=audio, metadata=self._metadata())
+        join_segments(
+            journal.segments(chunks),
+            video,
+            fps=self.fps,
+            audio=audio,
+            soundtrack=None if audio else _soundtrack(journal, chunks),
+            metadata=self._metadata(),
+        )
         report = build_report(
             journal.records(chunks),
             settings=self._settings(target),
@@ -176,11 +188,12 @@ class Clip(Making):
         }
 
     def _require_space(self, journal: Journal, resume: Resume) -> None:
-        """Segments that are missing, the joined clip, and a fifth on top."""
+        """Segments that are missing with their sound, the joined clip, and a fifth on top."""
         height, width = self.size
         low = self.pipeline.recipe.blueprint
         contexts = 5 * low.context * 3 * low.size[0] * low.size[1] * 4
-        frame = height * width * BYTES_PER_PIXEL + BYTES_PER_FRAME
+        heard = getattr(self.pipeline.parts.backbone, "sample_rate", 0) / self.fps * 2 * 4  # stereo, float32
+        frame = height * width * BYTES_PER_PIXEL + BYTES_PER_FRAME + heard
         missing = 2 * self.frames - self._done(resume)
         require_space(journal.folder, int(1.2 * (missing * frame + contexts)))
 
@@ -201,6 +214,17 @@ def require_target(report: Report, target: float) -> None:
             f"{misses} of the clip's {report.frames} frames do not match the identity, more than a target of "
             f"{target:.1%} allows. {_NEXT[report.kind]}"
         )
+
+
+def _soundtrack(journal: Journal, chunks: int) -> Soundtrack | None:
+    """What the blueprint wrote to be heard, read chunk by chunk; None of a silent one."""
+    from facelock.sound import interleaved, joined
+
+    first = next(journal.sounds(chunks), None)
+    if first is None:
+        return None
+    pieces = (interleaved(piece) for piece in joined(journal.sounds(chunks)))
+    return Soundtrack(pieces, first.rate, len(first.samples))
 
 
 def _audio(audio: str | Path | None) -> Path | None:

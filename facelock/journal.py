@@ -7,7 +7,8 @@
       survey.json            of a clip to be locked: its frames' times and who is who in it
       00000.mkv            chunk 0: its frames, encoded
       00000.safetensors    the exact float32 tail from which chunk 1 continues
-      00000.json           its records, with the digests of the two above: chunk 0 is committed
+      00000.sound          what is heard with it (safetensors), where the blueprint makes sound
+      00000.json           its records, with the digests of those above: chunk 0 is committed
       joined.mp4 report.json report.html    the results, while they are prepared
       publish.json         all three are ready: from here on a run only moves them out
 
@@ -31,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from facelock.errors import InputError, StorageError
 from facelock.files import atomic_write, storage, sync_folder
 from facelock.output import ClipFiles, checked, locked, refuse_existing
-from facelock.types import AlignRecord, ChunkRecords, LedgerRow, Status, Unreadable
+from facelock.types import AlignRecord, ChunkRecords, LedgerRow, Sound, Status, Unreadable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ SCHEMA = "facelock.run.v1"
 RESULTS = ("joined.mp4", "report.json", "report.html")
 """What is prepared in the folder; published in this order beside it."""
 _OURS = re.compile(
-    r"^\.?(\d{5,}\.(mkv|safetensors|json)|(run|survey|publish|report)\.json|report\.html|joined\.mp4)"
+    r"^\.?(\d{5,}\.(mkv|safetensors|sound|json)|(run|survey|publish|report)\.json|report\.html|joined\.mp4)"
 )
 _KEPT_CONTEXTS = 2
 """Contexts kept behind the newest chunk; should a segment turn out damaged, fewer chunks are redone."""
@@ -148,13 +149,19 @@ class Journal:
         video, report, page = (self.folder / name for name in RESULTS)
         return video, report, page
 
-    def commit(self, index: int, tail: Tail, records: ChunkRecords) -> None:
+    def commit(self, index: int, tail: Tail, records: ChunkRecords, sound: Sound | None = None) -> None:
         """Make chunk ``index``, whose segment is written, part of the run for good."""
         from safetensors.torch import save
+
+        from facelock.sound import packed
 
         stored = save({name: frames.contiguous() for name, frames in vars(tail).items()})
         atomic_write(self._context(index), stored)
         digests = {"segment": _digest(self.segment(index)), "context": hashlib.sha256(stored).hexdigest()}
+        if sound is not None:
+            heard = packed(sound)
+            atomic_write(self._sound(index), heard)
+            digests["sound"] = hashlib.sha256(heard).hexdigest()
         atomic_write(self._records(index), _dumps({"digests": digests, "records": asdict(records)}))
         if index >= _KEPT_CONTEXTS:
             _remove(self._context(index - _KEPT_CONTEXTS))
@@ -162,6 +169,14 @@ class Journal:
     def segments(self, chunks: int) -> list[Path]:
         """Segments of the first ``chunks`` chunks, in order."""
         return [self.segment(index) for index in range(chunks)]
+
+    def sounds(self, chunks: int) -> Iterator[Sound]:
+        """Sounds of the first ``chunks`` chunks, read one at a time; none of a silent run."""
+        from facelock.sound import unpacked
+
+        for index in range(chunks):
+            if self._sound(index).is_file():
+                yield unpacked(self._sound(index))
 
     def records(self, chunks: int) -> Iterator[ChunkRecords]:
         """Records of the first ``chunks`` chunks, read one at a time."""
@@ -188,6 +203,9 @@ class Journal:
 
     def _context(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"
+
+    def _sound(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.sound"
 
     def _records(self, index: int) -> Path:
         return self.folder / f"{index:05d}.json"
@@ -229,20 +247,27 @@ class Journal:
         self._wipe(keep=keep | {self._run.name, self._survey.name})
         return Resume(chunks, tail)
 
-    def _chunk_files(self, index: int) -> tuple[Path, Path, Path]:
-        return self.segment(index), self._context(index), self._records(index)
+    def _chunk_files(self, index: int) -> tuple[Path, Path, Path, Path]:
+        return self.segment(index), self._context(index), self._sound(index), self._records(index)
 
     def _is_whole(self, index: int) -> bool:
-        """Whether the chunk is committed and its segment is the one that was committed."""
+        """Whether the chunk is committed and its segment and sound are those that were committed."""
         digests = self._digests(index)
-        segment = self.segment(index)
-        return digests is not None and segment.is_file() and _digest(segment) == digests["segment"]
+        if digests is None:
+            return False
+        files = {"segment": self.segment(index), "sound": self._sound(index)}
+        return all(
+            path.is_file() and _digest(path) == digests[name]
+            for name, path in files.items()
+            if name in digests
+        )
 
     def _digests(self, index: int) -> dict[str, str] | None:
         try:
             stored = json.loads(self._records(index).read_bytes())
             records_from_dict(stored["records"])
-            return {key: stored["digests"][key] for key in ("segment", "context")}
+            heard = {"sound"} & stored["digests"].keys()
+            return {key: stored["digests"][key] for key in ("segment", "context", *heard)}
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError):

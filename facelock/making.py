@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,8 +16,9 @@ from facelock.errors import EncoderError, InputError
 from facelock.journal import Journal, Resume
 from facelock.protocols import Progress
 from facelock.report import Report
+from facelock.runtime import kept_behind
 from facelock.types import Identity
-from facelock.video.writing import find_ffmpeg
+from facelock.video.writing import require_encoder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +39,9 @@ class Making(ABC):
     stages: ClassVar[tuple[str, ...]]
     """What ``progress`` hears of for each chunk, in order; ``finish`` comes last."""
     progress: Progress | None
+    encoder: str = "x264"
+    overlap: bool = False
+    """Whether a chunk is encoded and committed while the next one is made."""
 
     @property
     @abstractmethod
@@ -43,7 +49,7 @@ class Making(ABC):
         """Number of frames."""
 
     @abstractmethod
-    def made(self, resume: Resume | None = None) -> Iterator[Made]:
+    def made(self, resume: Resume | None = None) -> Generator[Made, None, None]:
         """Make the clip and yield chunks together with what was recorded about them."""
 
     @abstractmethod
@@ -68,7 +74,7 @@ class Making(ABC):
         """Make what is missing; ``prepare`` then writes the results into the journal's folder."""
         resume = journal.begin(inputs, restart=restart)
         if not resume.ready:
-            find_ffmpeg()  # missing: said now, not after the first chunk
+            require_encoder(self.encoder)  # missing: said now, not after the first chunk
             try:
                 self._begin(journal)
             except InputError:
@@ -89,12 +95,20 @@ class Making(ABC):
             logger.info("resuming after %d of %d frames", done, self.frames)
             for stage in self.stages:
                 self._tell(stage, done)
-        for made in self.made(resume):
-            began = time.perf_counter()
-            self._encode(journal.segment(made.span.index), made.chunk.frames)
-            seconds = {**made.records.seconds, "encode": time.perf_counter() - began}
-            journal.commit(made.span.index, made.tail, replace(made.records, seconds=seconds))
-            self._tell("encode", made.span.end)
+        with ExitStack() as closed:  # whatever happens, no thread of theirs outlives the lock on the folder
+            made = closed.enter_context(closing(self.made(resume)))
+            keep = partial(self._keep, journal)
+            kept = kept_behind(made, keep) if self.overlap else (keep(chunk) for chunk in made)
+            for chunk in closed.enter_context(closing(kept)):
+                self._tell("encode", chunk.span.end)
+
+    def _keep(self, journal: Journal, made: Made) -> Made:
+        """Encode a chunk and commit it."""
+        began = time.perf_counter()
+        self._encode(journal.segment(made.span.index), made.chunk.frames)
+        seconds = {**made.records.seconds, "encode": time.perf_counter() - began}
+        journal.commit(made.span.index, made.tail, replace(made.records, seconds=seconds), made.chunk.sound)
+        return made
 
     def _encode(self, path: Path, frames: Tensor) -> None:
         """Write one segment; should ffmpeg die, once more, since the frames are at hand."""

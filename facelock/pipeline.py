@@ -13,7 +13,7 @@ clip's length. Knows no model: the stages come in as :class:`Parts`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from facelock.blueprint import refuse_continuation
 from facelock.errors import InputError
 from facelock.identity import embedding_of
 from facelock.identity.consent import remark_unknown, require_consent
@@ -32,8 +33,9 @@ from facelock.parts import Parts
 from facelock.protocols import Progress
 from facelock.recipe import Recipe, backbone_prompt, crowd_warnings, load_recipe, vocabulary_warnings
 from facelock.runtime import derive_seed
+from facelock.sound import extended, fitted
 from facelock.steps import Steps
-from facelock.types import AlignRecord, Chunk, ChunkRecords, Identity
+from facelock.types import AlignRecord, Chunk, ChunkRecords, Identity, Sound
 
 if TYPE_CHECKING:
     from facelock.clip import Clip
@@ -135,7 +137,8 @@ class Pipeline:
         job.check()
         if job.size is not None:
             job = replace(job, size=check_size(job.size, self.recipe.native_size))
-        job.frame_count(self.fps)
+        low, frames = self.recipe.blueprint, job.frame_count(self.fps)
+        refuse_continuation(low.kind, window=low.window, frames=frames, fps=self.fps)
         for sentence in vocabulary_warnings(self.recipe, job.prompt):
             logger.warning("%s", sentence)
         cast = self.identities(identity, faces)
@@ -150,33 +153,78 @@ class Pipeline:
         *,
         resume: Resume | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[Made]:
+    ) -> Generator[Made, None, None]:
         """Make the clip's chunks in order, from the beginning or from where ``resume`` says.
 
         The same arguments give the same bytes, whether resumed or not. Raises :class:`FaceLockError`
         naming chunk and stage when a stage returns something that is not a picture.
         """
         resume = resume or Resume()
-        parts, tail, frames = self.parts, resume.tail, job.frame_count(self.fps)
-        size = check_size(job.size, self.recipe.native_size)
-        backbone, prompt = parts.backbone, backbone_prompt(self.recipe, job.prompt)
-        plan = plan_chunks(frames, first=backbone.first_chunk, chunk=backbone.chunk)
-        for span in plan[resume.chunks :]:
+        backbone, frames = self.parts.backbone, job.frame_count(self.fps)
+        check_size(job.size, self.recipe.native_size)
+        plan = plan_chunks(frames, first=backbone.first_chunk, chunk=backbone.chunk)[resume.chunks :]
+        if self.recipe.speed.choices().overlap:
+            from facelock.overlap import overlapped
+
+            return overlapped(self, job, identities, plan, resume.tail, progress)
+        return self._in_turn(job, identities, plan, resume.tail, progress)
+
+    def _in_turn(
+        self,
+        job: Job,
+        identities: Sequence[Identity],
+        plan: Sequence[Span],
+        tail: Tail | None,
+        progress: Progress | None,
+    ) -> Generator[Made, None, None]:
+        """One chunk after the other, one stage after the other."""
+        frames = job.frame_count(self.fps)
+        for span in plan:
             step = Steps(span, frames, progress)
-            context = _anchored(tail, self.recipe.blueprint.anchor) if tail else None
-            seed = derive_seed(job.seed, span.index, "blueprint")
-            raw = step("blueprint", backbone.extend, prompt, context, seed=seed, references=identities)
-            raw = raw[: span.length]
-            lock = parts.locker.lock if job.lock else _untouched
-            locked, aligned = step("lock", lock, raw, identities, start=span.start)
-            final, restored = step("restore", self._enlarge, job, locked, identities, span, size)
-            measured = step("judge", self._judge, job, final, raw, identities, span, tail)
-            ended = _last(tail.context if tail else None, locked, backbone.context)
-            tail = Tail(
-                ended, _last(None, final, 1), _last(None, raw, 1), tail.anchor if tail else ended.clone()
-            )
-            records = replace(measured, lock=tuple(aligned), restore=tuple(restored), seconds=step.seconds)
-            yield Made(span, Chunk(final, span.start, self.fps), tail, records)
+            raw, sound = self.draw(step, job, identities, tail)
+            locked, aligned = step("lock", self.locking(job), raw, identities, start=span.start)
+            made = self.finish(step, job, identities, raw, locked, aligned, tail, sound)
+            tail = made.tail
+            yield made
+
+    def draw(
+        self, step: Steps, job: Job, identities: Sequence[Identity], tail: Tail | None
+    ) -> tuple[Tensor, Sound | None]:
+        """Stage 1: the frames of ``step``'s chunk, continued from ``tail``, and their sound if they have any."""
+        context = _anchored(tail, self.recipe.blueprint.anchor) if tail else None
+        seed = derive_seed(job.seed, step.span.index, "blueprint")
+        extend, span = extended(self.parts.backbone), step.span
+        prompt = backbone_prompt(self.recipe, job.prompt)
+        raw, sound = step("blueprint", extend, prompt, context, seed=seed, references=identities)
+        return raw[: span.length], fitted(sound, start=span.start, frames=span.length, fps=self.fps)
+
+    def locking(self, job: Job) -> Callable[..., Aligned]:
+        """Stage 2, or what stands in its place."""
+        return self.parts.locker.lock if job.lock else _untouched
+
+    def ended(self, locked: Tensor, tail: Tail | None) -> Tensor:
+        """The last locked frames so far, from which the next chunk continues."""
+        return _last(tail.context if tail else None, locked, self.parts.backbone.context)
+
+    def finish(
+        self,
+        step: Steps,
+        job: Job,
+        identities: Sequence[Identity],
+        raw: Tensor,
+        locked: Tensor,
+        aligned: Sequence[AlignRecord],
+        tail: Tail | None,
+        sound: Sound | None,
+    ) -> Made:
+        """Stage 3 and the judge; ``tail`` is the chunk's before."""
+        span, size = step.span, check_size(job.size, self.recipe.native_size)
+        final, restored = step("restore", self._enlarge, job, locked, identities, span, size)
+        measured = step("judge", self._judge, job, final, raw, identities, span, tail)
+        ended = self.ended(locked, tail)
+        end = Tail(ended, _last(None, final, 1), _last(None, raw, 1), tail.anchor if tail else ended.clone())
+        records = replace(measured, lock=tuple(aligned), restore=tuple(restored), seconds=step.seconds)
+        return Made(span, Chunk(final, span.start, self.fps, sound=sound), end, records)
 
     def _enlarge(
         self, job: Job, locked: Tensor, identities: Sequence[Identity], span: Span, size: tuple[int, int]

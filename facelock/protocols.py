@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from facelock.types import CropSpec, Faces, Identity, Thresholds
+from facelock.types import CropSpec, Faces, Identity, Sound, Thresholds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,6 +141,20 @@ class Cropper(Protocol):
 
     def crops(self, frames: Tensor, faces: Faces) -> Tensor:
         """(N, 3, S, S) float32 in [0, 1] of ``faces`` found in ``frames``."""
+        ...
+
+
+@runtime_checkable
+class SpeakingBackbone(Backbone, Protocol):
+    """A backbone that writes the sound of its frames as well."""
+
+    sample_rate: int
+    """Samples per second."""
+
+    def extend_with_sound(
+        self, prompt: str, context: Tensor | None, *, seed: int, references: Sequence[Identity] = ()
+    ) -> tuple[Tensor, Sound]:
+        """Return what :meth:`extend` returns, and a sound at least as long as those frames."""
         ...
 
 

@@ -35,6 +35,8 @@ from facelock.assets import asset_dir
 from facelock.blueprint.options import check_options
 from facelock.errors import ConfigError
 from facelock.mistakes import did_you_mean, sentence
+from facelock.tuning.options import Speed, StepCache
+from facelock.tuning.plan import VRAM
 
 SCHEMA = "facelock.recipe.v1"
 LARGEST_FILE = 1 << 20
@@ -106,6 +108,34 @@ class BlueprintRecipe(_Part):
             raise ValueError(f"context ({self.context}) must be smaller than window ({self.window})")
         if self.regions > 1 and self.kind != "skyreels_v2":
             raise ValueError(f"regions ({self.regions}) are for the kind skyreels_v2, not for {self.kind}")
+        return self
+
+
+class GuidanceRecipe(_Part):
+    """Identity guidance inside stage 1 (docs/guidance.md); a recipe without this table has none."""
+
+    decoder: Model
+    """Catalog name or file of a tiny decoder of the blueprint's latents, in TAEHV's layout."""
+    scale: float = Field(default=0.15, gt=0, le=1)
+    """Length of one edit, relative to the latent frame's own."""
+    trust_radius: float = Field(default=0.6, gt=0, le=1)
+    """Most that the edits of a latent frame add up to in one window, in the same unit."""
+    window: tuple[Share, Share] = (0.6, 0.97)
+    """Noise levels, lowest and highest, between which there is guidance."""
+    views: int = Field(default=2, ge=1, le=32)
+    """Looks at each face per step."""
+    ceiling: Cosine = 0.7
+    """Similarity, by the loop's own recogniser, from which a face is left alone."""
+    minimum_face: float = Field(default=20.0, gt=0)
+    """Pixels of height, in the blueprint's frames, below which a face is left alone."""
+    maximum_yaw: float = Field(default=45.0, gt=0, le=180)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> GuidanceRecipe:
+        if self.window[0] >= self.window[1]:
+            raise ValueError(f"window {list(self.window)} must go from the lower noise level to the higher")
+        if self.scale > self.trust_radius:
+            raise ValueError(f"scale ({self.scale:g}) must not exceed trust_radius ({self.trust_radius:g})")
         return self
 
 
@@ -308,6 +338,53 @@ class EncodeRecipe(_Part):
     """H.264 settings; 16 is visually lossless."""
 
     crf: int = Field(default=16, ge=0, le=51)
+    encoder: Literal["x264", "nvenc"] = "x264"
+    """On CPU cores, in a process of its own; or on a GPU that has an encoder (data-centre cards have none)."""
+
+
+class StepCacheRecipe(_Part):
+    """A step cache of the transformer: :class:`facelock.tuning.options.StepCache`."""
+
+    kind: str
+    threshold: float | None = Field(default=None, gt=0, le=10)
+    every: int = Field(default=2, ge=2, le=100)
+    window: tuple[int, int] = (100, 800)
+    ratios: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    most: int = Field(default=3, ge=1, le=100)
+
+
+class SpeedRecipe(_Part):
+    """What makes the blueprint faster, off unless named: :class:`facelock.tuning.options.Speed`, docs/speed.md."""
+
+    reference: bool = False
+    attention: str | None = None
+    compile: str | None = None
+    cache: StepCacheRecipe | None = None
+    quantise: str | None = None
+    channels_last: bool = False
+    vae_precision: str = "float32"
+    overlap: bool = False
+
+    @model_validator(mode="after")
+    def _known(self) -> SpeedRecipe:
+        try:
+            self.choices()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def choices(self) -> Speed:
+        """The choices that hold, as :mod:`facelock.tuning` takes them."""
+        values = self.model_dump(exclude={"cache"})
+        cache = StepCache(**self.cache.model_dump()) if self.cache else None
+        return Speed(**values, cache=cache).check().effective()
+
+
+class MemoryRecipe(_Part):
+    """How much of a GPU's memory may be used: docs/speed.md."""
+
+    vram: Literal[8, 12, 16, 24, 48, 80] | None = None
+    """GiB; None: all of the card, or no plan on a CPU."""
 
 
 class Recipe(_Part):
@@ -325,12 +402,15 @@ class Recipe(_Part):
     target: Share = 0.99
     """Share of readable frames that must match the identity."""
     blueprint: BlueprintRecipe
+    guidance: GuidanceRecipe | None = None
     faces: FacesRecipe
     reference: ReferenceRecipe = ReferenceRecipe()
     lock: LockRecipe
     restore: RestoreRecipe
     judge: JudgeRecipe
     encode: EncodeRecipe = EncodeRecipe()
+    speed: SpeedRecipe = SpeedRecipe()
+    memory: MemoryRecipe = MemoryRecipe()
 
     def settings(self) -> dict[str, Any]:
         """The whole recipe as plain JSON values, defaults included: what a report and a journal keep."""
@@ -341,6 +421,22 @@ class Recipe(_Part):
         """(height, width) in pixels of the final frames when no size is asked for."""
         height, width = self.blueprint.size
         return height * self.restore.scale, width * self.restore.scale
+
+
+def tuned(recipe: Recipe, *, vram: int | None = None, reference: bool = False) -> Recipe:
+    """The recipe with a memory plan for ``vram`` GiB, or on the plain code path, where that is asked for.
+
+    Raises :class:`ConfigError` for a size that no plan is for.
+    """
+    changed: dict[str, Any] = {}
+    if vram is not None:
+        if vram not in VRAM:
+            known = ", ".join(str(size) for size in VRAM)
+            raise ConfigError(f"There is no plan for --vram {vram}. Give one of: {known}.")
+        changed["memory"] = MemoryRecipe.model_validate({"vram": vram})
+    if reference:
+        changed["speed"] = SpeedRecipe(reference=True)
+    return recipe.model_copy(update=changed)
 
 
 def recipe_names() -> dict[str, Path]:
@@ -402,6 +498,7 @@ def _parse(path: Path) -> dict[str, Any]:
 
 _MODEL_KEYS: Mapping[str, tuple[str, ...]] = {
     "blueprint": ("model",),
+    "guidance": ("decoder",),
     "faces": ("detector", "encoder"),
     "lock": ("model",),
     "lock.faceid": ("adapter", "encoder"),

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from functools import cache, lru_cache
@@ -25,6 +25,7 @@ from facelock.errors import ConfigError, DeviceError, ModelError, StorageError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
+U = TypeVar("U")
 
 CPU_BATCH = 1
 """Rows of a batch on a CPU: one picture's maps stay in a core's cache, and no row is ever padded."""
@@ -385,6 +386,27 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := waiting.result()) is not end:
             waiting = worker.submit(next, items, end)
             yield item
+
+
+def kept_behind(items: Iterable[T], keep: Callable[[T], U]) -> Generator[U, None, None]:
+    """``keep`` of each item, done while the next item is made; at most one is in the works.
+
+    The last item made is kept even if making the next one fails; what ``keep`` raises is raised here.
+    """
+    with ThreadPoolExecutor(1, "facelock-behind") as worker:
+        waiting: Future[U] | None = None
+        try:
+            for item in items:
+                before, waiting = waiting, None
+                if before:
+                    yield before.result()
+                waiting = worker.submit(keep, item)
+        except Exception:
+            if waiting:
+                waiting.result()
+            raise
+        if waiting:
+            yield waiting.result()
 
 
 def require_space(path: str | Path, size: int) -> None:

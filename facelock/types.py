@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Sound:
+    """What is heard while frames are shown."""
+
+    samples: Tensor
+    """(C, N) float32 in [-1, 1] on the CPU."""
+    rate: int
+    """Samples per second."""
+    lead: int = 0
+    """First samples that belong before the first frame: another version of the end of what was heard so far, for a
+    crossfade with it."""
+
+
+@dataclass(frozen=True)
 class Chunk:
     """Consecutive frames of a clip, the one unit that is streamed."""
 
@@ -31,6 +44,8 @@ class Chunk:
     """Frames per second, exact."""
     times: tuple[Fraction, ...] = ()
     """Seconds at which the frames are shown, where a file says so; empty: ``start`` and ``fps`` tell."""
+    sound: Sound | None = None
+    """Of a blueprint that makes some: exactly as long as the frames, with what leads to it before."""
 
     def __len__(self) -> int:
         return int(self.frames.shape[0])

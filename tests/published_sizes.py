@@ -1,4 +1,4 @@
-"""The published checkpoints of the Wan family by their configurations: how many weights they have, without any weights.
+"""The published checkpoints by their configurations: how many weights they have, without any weights.
 
 Configurations as in the ``config.json`` files of the repositories that models/public.toml names.
 """
@@ -9,12 +9,26 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
     AutoencoderKLWan,
+    ConsisIDTransformer3DModel,
     HeliosTransformer3DModel,
+    LTX2VideoTransformer3DModel,
     SkyReelsV2Transformer3DModel,
     WanVACETransformer3DModel,
 )
-from transformers import UMT5Config, UMT5EncoderModel
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 GIB = 2**30
 SMALL = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30}
@@ -31,7 +45,43 @@ TRANSFORMERS: dict[str, list[tuple[Any, dict[str, Any]]]] = {
     "wan2.2-vace-a14b": [(WanVACETransformer3DModel, LARGE)] * 2,
     "helios-14b": [(HeliosTransformer3DModel, LARGE)],
 }
-"""Checkpoint → its transformers."""
+"""Checkpoint of the Wan family → its transformers."""
+GEMMA3_12B = {
+    "text_config": {
+        "vocab_size": 262208, "hidden_size": 3840, "intermediate_size": 15360, "num_hidden_layers": 48,
+        "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256,
+    },
+    "vision_config": {
+        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+        "image_size": 896, "patch_size": 14,
+    },
+}  # fmt: skip
+T5_XXL = {
+    "vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+CONSISID = {
+    "num_attention_heads": 48, "attention_head_dim": 64, "in_channels": 32, "out_channels": 16, "num_layers": 42,
+    "sample_width": 90, "sample_height": 60, "sample_frames": 49, "use_rotary_positional_embeddings": True,
+    "use_learned_positional_embeddings": True, "is_train_face": True, "cross_attn_interval": 2,
+}  # fmt: skip
+
+
+def ltx2() -> tuple[list[Any], list[Any]]:
+    """LTX-2's networks in 16 bits, and those in 32; their defaults are the published configuration."""
+    text = Gemma3ForConditionalGeneration(Gemma3Config(**GEMMA3_12B))
+    half = [text, LTX2TextConnectors(), LTX2VideoTransformer3DModel(), AutoencoderKLLTX2Video()]
+    return half, [AutoencoderKLLTX2Audio(), LTX2Vocoder()]
+
+
+def consisid() -> tuple[list[Any], list[Any]]:
+    """ConsisID's networks, all in 16 bits."""
+    text = T5EncoderModel(T5Config(**T5_XXL))
+    return [text, ConsisIDTransformer3DModel(**CONSISID), AutoencoderKLCogVideoX()], []
+
+
+OTHERS = {"ltx-2": ltx2, "consisid-5b": consisid}
+"""Checkpoint of another family → what makes its networks, of 16 bits and of 32."""
 
 
 def weights(network: Any) -> int:
@@ -40,14 +90,17 @@ def weights(network: Any) -> int:
 
 
 def gib(name: str) -> float:
-    """GiB of the checkpoint's text encoder and transformers in 16 bits and of its autoencoder in 32."""
+    """GiB of the checkpoint's networks: of the Wan family all in 16 bits but the autoencoder, which has 32."""
     with torch.device("meta"):
-        half = [UMT5EncoderModel(UMT5Config(**UMT5_XXL))]
-        half += [kind(**config) for kind, config in TRANSFORMERS[name]]
-        full = AutoencoderKLWan()
-    return (2 * sum(map(weights, half)) + 4 * weights(full)) / GIB
+        if name in OTHERS:
+            half, full = OTHERS[name]()
+        else:
+            half = [UMT5EncoderModel(UMT5Config(**UMT5_XXL))]
+            half += [kind(**config) for kind, config in TRANSFORMERS[name]]
+            full = [AutoencoderKLWan()]
+    return (2 * sum(map(weights, half)) + 4 * sum(map(weights, full))) / GIB
 
 
 if __name__ == "__main__":
-    for each in TRANSFORMERS:
+    for each in [*TRANSFORMERS, *OTHERS]:
         print(f"{each:18} {gib(each):5.1f} GiB")  # noqa: T201

@@ -23,7 +23,7 @@ from facelock.runtime import derive_seed
 ROOT = Path(__file__).parents[1]
 CAST = [ROOT / "samples" / "faces" / f"{name}.png" for name in ("maria", "tom")]
 PROMPT = "a woman and a man talking"
-WINDOWS = {"helios": (36, 33)}
+WINDOWS = {"helios": (34, 33)}
 CHUNKS = 3
 
 

@@ -52,7 +52,9 @@ def toy(monkeypatch):
 
 def test_drift_sets_three_arms_side_by_side(toy, tmp_path):
     seen = []
-    results = drift.run(seconds=3, identities=3, out=tmp_path, progress=lambda *step: seen.append(step))
+    results = drift.run(
+        seconds=3, identities=3, out=tmp_path, jobs=1, progress=lambda *step: seen.append(step)
+    )
     assert seen[-1] == ("characters", 3, 3)
     assert list(results["arms"]) == ["B0", "B2", "FaceLock"]
     for arm in results["arms"].values():

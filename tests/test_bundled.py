@@ -100,6 +100,7 @@ def test_every_model_has_a_card_with_held_out_figures():
         "aligner.md",
         "restorer.md",
         "upscaler.md",
+        "tiny_decoder.md",
     ):
         text = (MODELS / card).read_text()
         table = text.split("## Held-out figures")[1]

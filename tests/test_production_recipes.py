@@ -18,7 +18,7 @@ from facelock.errors import ConfigError, ModelError
 from facelock.recipe import load_recipe, model_names
 from facelock.weights import Catalog
 
-NAMES = list(published_sizes.TRANSFORMERS)
+NAMES = [*published_sizes.TRANSFORMERS, *published_sizes.OTHERS]
 
 
 @pytest.fixture(autouse=True)

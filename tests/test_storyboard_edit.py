@@ -22,7 +22,7 @@ from facelock.storyboard import Storyboard
 from facelock.storyboards import likeness, splice, timeline
 from facelock.storyboards.edit import NAMES
 from facelock.storyboards.likeness import Sample
-from facelock.types import Faces, Status
+from facelock.types import Faces, Sound, Status
 from facelock.video.writing import count_frames, probe, read_chunks
 
 FRAMES = 18
@@ -66,7 +66,7 @@ def home(tmp_path_factory):
     return folder
 
 
-def render(home, out, shots, monkeypatch=None, wrong=(), **top):
+def render(home, out, shots, monkeypatch=None, wrong=(), backbone=None, **top):
     data = {"schema": "facelock.storyboard.v1", "title": "A <film>", **top}
     data["defaults"] = {"recipe": "toy.toml", "seed": 7, "target": 0.0}
     data["cast"] = {name: {"face": f"{name}.png"} for name in ("maria", "tom")}
@@ -77,7 +77,7 @@ def render(home, out, shots, monkeypatch=None, wrong=(), **top):
     ]
     judge = Judge()
     judge.pack = Pack()
-    parts = Parts(judge=judge, backbone=Backbone())
+    parts = Parts(judge=judge, backbone=backbone or Backbone())
     if wrong:
         parts.judge = toys.Judge(wrong=wrong)
     with pytest.MonkeyPatch.context() as patch:
@@ -191,6 +191,28 @@ def test_sounds_lie_where_their_shots_do(rich):
         for a, b in ((0, 1), (1, 2), (2, 2.9), (3.2, 3.9))
     ]
     assert min(low[:3]) > 0.15 and low[3] < 0.01  # three seconds, then silence
+
+
+class Humming(Backbone):
+    """Hums at 432 Hz to whom it talks, at 864 Hz otherwise: whole waves in every frame, so that chunks fit."""
+
+    sample_rate = 8000
+
+    def extend_with_sound(self, prompt, context, *, seed, references=()):
+        frames = self.extend(prompt, context, seed=seed, references=references)
+        times = torch.arange(len(frames) * 700) / 8000
+        pitch = 432 if prompt.endswith("talking") else 864
+        return frames, Sound(0.3 * torch.sin(2 * torch.pi * pitch * times)[None], 8000)
+
+
+def test_a_film_keeps_what_its_shots_say_unless_they_are_given_audio(home, tmp_path):
+    made = render(home, tmp_path / "film", [{}, {}, {"audio": "high.wav"}], backbone=Humming())
+    samples = sound(made.files["video"])
+    assert abs(len(samples) / 48000 - 3 * FRAMES / 12) < 0.05
+    seconds = [samples[int(a * 48000) : int(b * 48000)] for a, b in ((0.1, 1.4), (1.6, 2.9), (3.1, 4.4))]
+    assert [round(loudness(part, 432), 1) for part in seconds] == [0.2, 0, 0]
+    assert [round(loudness(part, 864), 1) for part in seconds] == [0, 0.2, 0]
+    assert [round(loudness(part, 880), 1) for part in seconds] == [0, 0, 0.2]
 
 
 def test_an_edit_is_made_once_and_anew_when_a_shot_changes(home, tmp_path):

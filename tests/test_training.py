@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,9 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from facelock.assets import asset_dir
+from facelock.blueprint.wan_vae_cpu import accelerate_vae
 from facelock.errors import ConfigError
+from facelock.guidance import load_tiny_decoder
 from facelock.miniature import data, export, train
 from facelock.miniature.alignment import (
     CROP_TEMPLATE,
@@ -32,6 +34,7 @@ from facelock.miniature.diffusion import Blueprint, DiffusionTask, make_tokenize
 from facelock.miniature.model_aligner import OUTPUTS, ModelAligner, Reader, draw_face, face_parameters
 from facelock.miniature.parameters import IDENTITY
 from facelock.miniature.recognition import FacePool, RecognitionTask, raw_codes, verification, whiten
+from facelock.miniature.tiny_decoder import TinyDecoderTask, make_pairs, make_tiny_decoder
 from facelock.miniature.trainer import Trainer, averaged, moved
 from facelock.miniature.upscaling import UpscalingTask
 from facelock.miniature.vae import (
@@ -75,6 +78,27 @@ def test_building_a_set_again_changes_nothing(pool):
     assert shard.stat().st_mtime_ns == before
 
 
+@cache
+def pairs(pool: Path) -> dict[str, torch.Tensor]:
+    """Latents and frames of two windows, by an autoencoder that knows nothing."""
+    return make_pairs(untrained(), torch.zeros(8), torch.ones(8), ClipPool(pool), 2)
+
+
+def untrained() -> AutoencoderKLWan:
+    torch.manual_seed(0)
+    vae = make_vae()
+    accelerate_vae(vae)
+    return vae
+
+
+@torch.no_grad()
+def test_the_tiny_decoders_pairs_are_the_autoencoders(pool):
+    made = pairs(pool)
+    assert made["latents"].shape == (2, 8, 5, 16, 16) and made["frames"].shape == (2, 17, 3, 64, 64)
+    shown = untrained().decode(made["latents"][1:].float()).sample.transpose(1, 2) / 2 + 0.5
+    assert float((shown.clamp(0, 1) - made["frames"][1:] / 255).abs().mean()) < 0.02
+
+
 TASKS = {
     "recogniser": lambda pool, _: RecognitionTask("recogniser", pool, 10, batch=8),
     "judge": lambda pool, _: RecognitionTask("judge", pool, 10, batch=8),
@@ -87,6 +111,7 @@ TASKS = {
     "blueprint": lambda *_: DiffusionTask(
         torch.randn(3, 2, 8, 5, 16, 16), ["a woman", "a man", ""], 10, batch=2
     ),
+    "tiny_decoder": lambda pool, device: TinyDecoderTask(pairs(pool), 10),
 }
 
 
@@ -130,6 +155,7 @@ def test_training_goes_on_from_the_weights_that_ship(tmp_path, pool, monkeypatch
     for name, tensor in stored.state_dict().items():
         assert torch.equal(vae.state_dict()[name], tensor.float()), name
     load_bundled("blueprint", Blueprint(len(make_tokenizer())))
+    load_bundled("tiny_decoder", make_tiny_decoder())
     load_bundled("judge", RecognitionTask("judge", pool, 1, batch=8).module)
     with pytest.raises(ConfigError, match="another network"):  # what ships lacks the heads that taught it
         load_bundled("recogniser", RecognitionTask("recogniser", pool, 1, batch=8).module)
@@ -357,3 +383,13 @@ def test_a_reader_that_shrinks_motion_is_stretched(pool):
     assert factors == {name: pytest.approx(1.25, abs=1e-4) for name in ("yaw", "pitch", "roll")}
     assert float(reader.get_buffer("deviation")[OUTPUTS.index("yaw")]) == pytest.approx(1.25, abs=1e-4)
     assert float(reader.get_buffer("deviation")[OUTPUTS.index("open")]) == 1.0
+
+
+def test_the_tiny_decoder_survives_its_export(tmp_path):
+    torch.manual_seed(1)
+    net = make_tiny_decoder().eval()
+    export.export_tiny_decoder(net, tmp_path)
+    again = load_tiny_decoder(tmp_path / "tiny_decoder.safetensors")
+    z = torch.randn(1, 8, 3, 16, 16)
+    assert again(z).shape == (1, 9, 3, 64, 64)
+    assert float((again(z) - net(z)).abs().max()) < 0.02

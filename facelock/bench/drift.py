@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from facelock.bench import cast
+from facelock.bench.side_by_side import each, pipeline_of
 from facelock.bench.stills import Stills
 from facelock.bench.swap import PlainSwap
 from facelock.bench.tables import interval, number, publish, table
@@ -44,24 +46,34 @@ def run(
     seed: int = 0,
     out: Path | None = None,
     device: str = "auto",
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run the benchmark; returns every figure, and writes ``drift.md``, ``.json`` and ``.png`` to ``out``."""
-    pipeline = Pipeline.from_recipe("miniature", device)
-    frames = round(seconds * float(pipeline.fps))
     arms: dict[str, list[Character]] = {arm: [] for arm in ARMS}
-    for index in range(identities):
-        who = cast.member(index)
-        identity = cast.identity(who, pipeline.parts)
-        top = cast.ceiling(who, pipeline.parts, pipeline.recipe.native_size[0])
-        stills = Stills(frames, float(pipeline.fps))
-        for name, records in one_clip(pipeline, who.prompt, identity, frames, seed + index, stills).items():
-            arms[name].append(figures(pipeline, records, identity, frames, top))
-        if out is not None and identity.portrait is not None:
-            stills.save(out / f"drift-{index:02d}.png", identity.portrait)
+    work = partial(one_character, seconds=seconds, seed=seed, out=out, device=device)
+    for index, found in enumerate(each(work, identities, device, jobs)):
+        for name, character in found.items():
+            arms[name].append(character)
         if progress:
             progress("characters", index + 1, identities)
     return _publish(arms, seconds, identities, seed, out)
+
+
+def one_character(
+    index: int, *, seconds: float, seed: int, out: Path | None, device: str
+) -> dict[str, Character]:
+    """Every arm's figures of the ``index``-th held-out character."""
+    pipeline = pipeline_of("miniature", device)
+    frames = round(seconds * float(pipeline.fps))
+    who = cast.member(index)
+    identity = cast.identity(who, pipeline.parts)
+    top = cast.ceiling(who, pipeline.parts, pipeline.recipe.native_size[0])
+    stills = Stills(frames, float(pipeline.fps))
+    clips = one_clip(pipeline, who.prompt, identity, frames, seed + index, stills)
+    if out is not None and identity.portrait is not None:
+        stills.save(out / f"drift-{index:02d}.png", identity.portrait)
+    return {name: figures(pipeline, records, identity, frames, top) for name, records in clips.items()}
 
 
 def one_clip(

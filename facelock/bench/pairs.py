@@ -8,6 +8,7 @@ minus to the other's) it is the right one.
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ import numpy as np
 import torch
 
 from facelock.bench import cast
+from facelock.bench.side_by_side import each, pipeline_of
 from facelock.bench.tables import number, publish, table
 from facelock.job import Job
 from facelock.miniature.parameters import PLACES
 from facelock.miniature.vocabulary import PLACE_PHRASES
-from facelock.pipeline import Pipeline
 from facelock.protocols import Progress
 from facelock.types import LedgerRow, Status
 
@@ -33,23 +34,27 @@ def run(
     seed: int = 0,
     out: Path | None = None,
     device: str = "auto",
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """A clip of ``seconds`` of each of ``identities`` ÷ 2 pairs."""
-    pipeline = Pipeline.from_recipe(RECIPE, device)
     rows: list[LedgerRow] = []
-    for index in range(max(1, identities // 2)):
-        rows += _clip(pipeline, index, seconds, seed)
+    pairs = max(1, identities // 2)
+    for index, ledger in enumerate(
+        each(partial(_clip, seconds=seconds, seed=seed, device=device), pairs, device, jobs)
+    ):
+        rows += ledger
         if progress:
-            progress("pairs", index + 1, max(1, identities // 2))
+            progress("pairs", index + 1, pairs)
     found = _figures(rows)
     command = f"facelock bench pairs --seconds {seconds:g} --identities {identities} --seed {seed}"
     lines = [[name.replace("_", " "), number(value, 3)] for name, value in found.items()]
     return publish("pairs", command, table(["two people in one shot, by the judge", ""], lines), found, out)
 
 
-def _clip(pipeline: Pipeline, index: int, seconds: float, seed: int) -> list[LedgerRow]:
+def _clip(index: int, *, seconds: float, seed: int, device: str) -> list[LedgerRow]:
     """The ledger of one pair's clip."""
+    pipeline = pipeline_of(RECIPE, device)
     left, right = cast.member(2 * index), cast.member(2 * index + 1)
     place = PLACE_PHRASES[index % len(PLACES)]
     prompt = " | ".join(f"{_without_place(who.prompt)} {place}" for who in (left, right))

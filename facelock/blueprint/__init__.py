@@ -9,17 +9,32 @@ One file per implementation; importing this package loads none of them.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from importlib import import_module
 from typing import Any
 
-from facelock.errors import ConfigError
+from facelock.errors import ConfigError, InputError
 
 BACKBONES = {
     "skyreels_v2": "facelock.blueprint.skyreels_v2:SkyReelsV2",
     "wan_vace": "facelock.blueprint.wan_vace:WanVace",
     "helios": "facelock.blueprint.helios:Helios",
+    "ltx2": "facelock.blueprint.ltx2:LTX2",
+    "consisid": "facelock.blueprint.consisid:ConsisID",
 }
 """``kind`` of a recipe's [blueprint] → module and class, which implements ``protocols.Backbone``."""
+
+SINGLE_CLIP = frozenset({"consisid"})
+"""Kinds that cannot be continued: their clips are one window long at most."""
+
+
+def refuse_continuation(kind: str, *, window: int, frames: int, fps: Fraction) -> None:
+    """Raise ``InputError`` where a clip of ``frames`` is longer than what ``kind`` can write; loads nothing."""
+    if kind in SINGLE_CLIP and frames > window:
+        raise InputError(
+            f"This recipe writes one clip of {float(window / fps):.1f} seconds and cannot continue it, "
+            f"but {float(frames / fps):.1f} were asked for. Ask for less, or give another recipe."
+        )
 
 
 def backbone_class(kind: str) -> type[Any]:

@@ -36,7 +36,37 @@ class WanVaceOptions(Options):
     """Guidance of the second transformer, where there is one; None: the recipe's ``guidance_scale``."""
 
 
-OPTIONS: dict[str, type[Options]] = {"wan_vace": WanVaceOptions}
+class LTX2Options(Options):
+    """Of :class:`facelock.blueprint.ltx2.LTX2`."""
+
+    audio_guidance_scale: float = Field(default=7.0, ge=1, le=50)
+    """Guidance of the sound, as ``guidance_scale`` is of the pictures; 1: none."""
+    modality_scale: float = Field(default=1.0, ge=1, le=10)
+    """How far pictures and sound move away from what each would be without the other; costs a pass per step."""
+    guidance_rescale: float = Field(default=0.0, ge=0, le=1)
+    """Holds back the overexposure of strong guidance."""
+    stg_scale: float = Field(default=0.0, ge=0, le=10)
+    """Spatio-temporal guidance: away from the network with one block's attention skipped; costs a pass per step."""
+    stg_block: int = Field(default=29, ge=0)
+    """That block: 29 of LTX-2.0, 28 of LTX-2.3."""
+    reference_strength: float = Field(default=0.0, ge=0, le=1)
+    """How clean the characters' pictures stand beside the frames, for a checkpoint that was trained with them; 0: not
+    at all."""
+
+
+class ConsisIDOptions(Options):
+    """Of :class:`facelock.blueprint.consisid.ConsisID`."""
+
+    features: str = ""
+    """Folder of ``<name>.safetensors`` files (:mod:`facelock.blueprint.consisid_features`), as seen from where the
+    command is given."""
+
+
+OPTIONS: dict[str, type[Options]] = {
+    "wan_vace": WanVaceOptions,
+    "ltx2": LTX2Options,
+    "consisid": ConsisIDOptions,
+}
 """Kind → its options; a kind that is not named here has none."""
 
 

@@ -34,11 +34,13 @@ from facelock.blueprint.wan_vae_cpu import accelerate_vae
 from facelock.blueprint.x0_edit import steered
 from facelock.errors import ConfigError, FaceLockError, InputError, ModelError
 from facelock.protocols import Guide
+from facelock.runtime import resolve_dtype
 from facelock.types import Identity
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+dtype_of = resolve_dtype
+"""The type that a recipe's ``precision`` names; ``ConfigError`` for others, and for float16 on a CPU."""
 LONGEST_TEXT = 512
 """Tokens of a prompt that the published checkpoints were trained with; a tokenizer may ask for fewer."""
 REMEMBERED_PROMPTS = 64
@@ -362,15 +364,6 @@ def require(holds: bool, found: str, allowed: str) -> None:
     """Raise ``ConfigError`` unless ``holds``: what was ``found`` in the recipe, and what is ``allowed``."""
     if not holds:
         raise ConfigError(f"The blueprint cannot work with {found}. Give {allowed} in the recipe.")
-
-
-def dtype_of(precision: str, device: torch.device) -> torch.dtype:
-    """The type that a recipe's ``precision`` names. Raises ``ConfigError`` for others, and for float16 on a CPU."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"No precision is called {precision!r}. Give one of: {', '.join(PRECISIONS)}.")
-    if precision == "float16" and device.type == "cpu":
-        raise ConfigError("float16 takes hours on a CPU. Give float32 or bfloat16 as the recipe's precision.")
-    return PRECISIONS[precision]
 
 
 def clean_text(text: str) -> str:

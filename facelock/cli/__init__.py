@@ -36,8 +36,10 @@ from facelock.cli.options import (
     JudgeSpec,
     Quiet,
     RecipeName,
+    Reference,
     Restart,
     Target,
+    Vram,
     require,
     tell,
 )
@@ -134,11 +136,14 @@ def generate(
     ] = False,
     target: Target = None,
     audio: Annotated[
-        Path | None, typer.Option("--audio", metavar="FILE", help="Sound to add, cut or padded to the clip.")
+        Path | None,
+        typer.Option("--audio", metavar="FILE", help="Sound in place of its own, cut or padded to it."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing clip.")] = False,
     restart: Restart = False,
     face_index: FaceIndex = None,
+    vram: Vram = None,
+    reference: Reference = False,
     commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -151,11 +156,11 @@ def generate(
     """
     from facelock.job import Job, check_share, parse_size
     from facelock.journal import claim
-    from facelock.recipe import load_recipe
+    from facelock.recipe import load_recipe, tuned
 
     job = Job(prompt, seconds, seed, parse_size(size) if size else None, not no_lock, not no_restore).check()
     check_share(target)
-    chosen = load_recipe(recipe)
+    chosen = tuned(load_recipe(recipe), vram=vram, reference=reference)
     with ExitStack() as stack:
         display = stack.enter_context(running(quiet, debug, RESUME_HINT))
         journal = stack.enter_context(claim(output, overwrite=overwrite, restart=restart))
@@ -232,6 +237,8 @@ BENCHMARKS = {
     "drift": "Chained backbone, plain swap and FaceLock side by side over long clips.",
     "decoupling": "Whether locked faces keep the blueprint's pose, expression, gaze and light.",
     "speed": "Seconds per stage and peak memory.",
+    "stages": "Each stage's cost against the plain tools', long clips, overlap, and every speed choice.",
+    "gpu": "Production-size models with random weights at true shapes; tiny ones without a GPU.",
     "across": "How alike true renders of one person are within a clip and across clips.",
     "pairs": "Two people in one shot: wrong-person frames and margins.",
     "cluster": "Two Ray workers with a core each against one; needs the extra cluster.",
@@ -240,6 +247,7 @@ BENCHMARKS = {
     "real": "Real photos and videos: separation, verify against the libraries' own loops, false alarms.",
     "warp": "Real videos locked to other people's photos by the aligner warp; needs --assets.",
     "restore": "How much of a restored face to keep: a ladder of shares against bisection.",
+    "guidance": "Whether identity guidance inside the blueprint helps the judge, or only the recogniser it climbs.",
     "paste": "Pasting faces back on 1080p frames against insightface's own paste.",
 }
 ON_ASSETS = frozenset({"real", "warp"})

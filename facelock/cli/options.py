@@ -54,6 +54,13 @@ JudgeSpec = Annotated[
         "--judge", metavar="SPEC", help="The recogniser that measures: a pack, or a recogniser alone."
     ),
 ]
+Vram = Annotated[
+    int | None,
+    typer.Option("--vram", metavar="GIB", help="GPU memory to plan for: 8, 12, 16, 24, 48 or 80."),
+]
+Reference = Annotated[
+    bool, typer.Option("--reference", help="The plain code path, without any [speed] choice, for comparison.")
+]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget an unfinished run instead of resuming.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no warnings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

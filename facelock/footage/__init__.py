@@ -15,7 +15,7 @@ and colour tags, and its sound.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
@@ -113,6 +113,7 @@ class Footage(Making):
         """Probe ``video``; see :func:`facelock.lock`. Raises ``InputError`` when it cannot be read."""
         self.parts, self.video, self.identities = parts, Path(video), tuple(identities)
         self.replace, self.swap, self.target, self.progress = tuple(replace), swap, target, progress
+        self.encoder = parts.recipe.encode.encoder
         self.info: VideoInfo = probe(self.video)
         self._seen: Survey | None = None
 
@@ -147,7 +148,7 @@ class Footage(Making):
             self._seen = self._surveyed()
         return self._seen
 
-    def made(self, resume: Resume | None = None) -> Iterator[Made]:
+    def made(self, resume: Resume | None = None) -> Generator[Made, None, None]:
         """Lock the clip's chunks in order, from the beginning or from where ``resume`` says."""
         resume = resume or Resume()
         self.survey()
@@ -269,8 +270,8 @@ class Footage(Making):
         )
 
     def _write(self, path: Path, frames: Tensor) -> None:
-        crf = self.parts.recipe.encode.crf
-        with SegmentWriter(path, self.size, self.fps, crf=crf, look=self.info.look) as writer:
+        crf, encoder, look = self.parts.recipe.encode.crf, self.encoder, self.info.look
+        with SegmentWriter(path, self.size, self.fps, crf=crf, look=look, encoder=encoder) as writer:
             writer.write(frames)
 
     def _prepare(self, journal: Journal, target: float | None) -> None:

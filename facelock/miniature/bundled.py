@@ -27,6 +27,7 @@ FILES = {
         "transformer.": "blueprint/transformer/diffusion_pytorch_model.safetensors",
     },
     "judge": {"net.": "judge/model.safetensors"},
+    "tiny_decoder": {"": "tiny_decoder.safetensors"},
 }
 """Part → prefix of its module's names → file under ``models/miniature``."""
 GRAPHS = {

@@ -79,6 +79,15 @@ CARDS: dict[str, tuple[str, tuple[str, ...], str]] = {
         "`upscaler.onnx`: a compact network in the manner of SRVGG (Real-ESRGAN, Wang et al. 2021, arXiv:2107.10833), "
         "`input` (N, 3, H, W) in [0, 1] to (N, 3, 4H, 4W).",
     ),
+    "tiny_decoder.md": (
+        "Tiny decoder, TAEHV's layout",
+        ("tiny_decoder",),
+        "`tiny_decoder.safetensors`: normalised latents of the blueprint (N, 8, F, 16, 16) to frames "
+        "(N, 4F - 3, 3, 64, 64) in [0, 1], at a small part of the autoencoder's cost, for identity guidance "
+        "(docs/guidance.md). The layout and the names of its tensors are those of TAEHV "
+        "(github.com/madebyollin/taehv): memory blocks in three stages. "
+        "Distilled from the blueprint's own autoencoder.",
+    ),
     "blueprint/README.md": (
         "Blueprint: SkyReels-V2 diffusion forcing, miniature",
         ("vae", "blueprint"),
@@ -123,6 +132,7 @@ def measure(pool: Path, known: Mapping[str, Figures]) -> dict[str, Figures]:
         "restorer": _swapper("restorer", pool, same=1.0, smallest=0.26),
         "upscaler": _upscaler(),
         "vae": _autoencoder(),
+        "tiny_decoder": _tiny_decoder(),
     }
 
 
@@ -213,3 +223,35 @@ def _autoencoder() -> Figures:
     clips = world.render(face, look, now, 64).view(8, 17, 3, 64, 64)
     again = torch.stack([net.reconstruct(clip) for clip in clips])
     return {"PSNR of 17-frame windows, dB": float(-10 * torch.log10((again - clips).square().mean()))}
+
+
+def _tiny_decoder() -> Figures:
+    """Against what the autoencoder shows of the same latents."""
+    from facelock.blueprint import backbone_class
+    from facelock.guidance import load_tiny_decoder
+
+    vae = backbone_class("skyreels_v2")(
+        locate("miniature/blueprint"), size=(64, 64), fps=12.0, window=17, context=5, device=CPU
+    )
+    net = load_tiny_decoder(locate("miniature/tiny_decoder"))
+    face, look, now, _ = data.draw_clips("heldout", derive_seed(0, "cards") % 1000, 8, 200, 17)
+    clips = world.render(face, look, now, 64).view(8, 17, 3, 64, 64)
+    latents = [vae._encode(clip) for clip in clips]
+    shown, truth = torch.cat([net(z)[0] for z in latents]), torch.cat([vae._decode(z) for z in latents])
+    return {
+        "PSNR to the autoencoder's frames, dB": float(-10 * torch.log10((shown - truth).square().mean())),
+        "recogniser, its faces to the autoencoder's": _alike(truth, shown),
+    }
+
+
+def _alike(truth: Tensor, other: Tensor) -> float:
+    """Mean cosine of the same faces in two sets of frames, found in the first."""
+    pack = load_pack(
+        "onnx_pack",
+        detector=locate("miniature/detector"),
+        encoder=locate("miniature/recogniser"),
+        name="miniature/recogniser",
+        device=CPU,
+    )
+    faces = pack.detect(truth)
+    return float((pack.embed(truth, faces) * pack.embed(other, faces)).sum(1).mean())

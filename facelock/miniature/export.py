@@ -163,6 +163,16 @@ def export_blueprint(vae: nn.Module, model: nn.Module, tokenizer: object, folder
     pipe.save_pretrained(folder / "blueprint")
 
 
+def export_tiny_decoder(net: nn.Module, folder: Path) -> None:
+    """``tiny_decoder.safetensors`` (float16): TAEHV's layout, and which of its stages double height and width."""
+    from facelock.guidance.tiny_decoder import ENLARGE
+    from facelock.miniature.tiny_decoder import SHAPE
+
+    tensors = {name: tensor.half().contiguous() for name, tensor in net.state_dict().items()}
+    marks = "".join("1" if doubles else "0" for doubles in SHAPE["enlarge"])  # type: ignore[attr-defined]
+    save_file(tensors, folder / "tiny_decoder.safetensors", metadata={ENLARGE: marks})
+
+
 def write_catalog(models: Path, figures: dict[str, dict[str, float]]) -> None:
     """Rewrite ``models/catalog.toml`` for every bundled file: size, sha256, task, licence, layout, thresholds."""
     layouts = {
@@ -186,6 +196,11 @@ def write_catalog(models: Path, figures: dict[str, dict[str, float]]) -> None:
         "faces": ("faces", "face pack", "insightface model pack: SCRFD detector, ArcFace recogniser"),
         "judge": ("judge", "recognition", "CRATE: (N,3,112,112) RGB 0..1, ArcFace crop -> (N,64)"),
         "blueprint": ("blueprint", "video diffusion", "diffusers folder, SkyReelsV2DiffusionForcingPipeline"),
+        "tiny_decoder": (
+            "tiny_decoder.safetensors",
+            "latent preview",
+            "TAEHV: normalised latents (N,8,F,h,w) -> (N,4F-3,3,4h,4w) RGB 0..1",
+        ),
     }
     text = "# Every weight FaceLock knows. Written by `python -m facelock.miniature export`; the licence is ours.\n"
     for name, (relative, task, layout) in layouts.items():
@@ -203,7 +218,8 @@ def write_catalog(models: Path, figures: dict[str, dict[str, float]]) -> None:
             text += f'sha256 = "{sha256_file(path)}"\nbytes = {path.stat().st_size}\n'
         text += f'task = "{task}"\nlicence = "Apache-2.0"\ncommercial = true\n'
         text += 'source = "trained here, on rendered characters"\n'
-        text += f'layout = "{layout}"\nused_by = ["miniature"]\n'
+        user = "guidance" if name == "tiny_decoder" else "miniature"
+        text += f'layout = "{layout}"\nused_by = ["{user}"]\n'
         if name in figures:
             values = ", ".join(f"{k} = {figures[name][k]:.4f}" for k in ("far_1e2", "far_1e3", "far_1e4"))
             text += f"thresholds = {{ {values} }}\n"

@@ -32,6 +32,7 @@ ORDER = (
     "restorer",
     "upscaler",
     "blueprint",
+    "tiny_decoder",
 )
 SETS = {"faces": 16, "judge": 4, "heldout": 2, "frames": 6, "clips": 14}
 OFFSETS = (0, 8)
@@ -47,6 +48,7 @@ STEPS = {
     "restorer": 3000,
     "upscaler": 1000,
     "blueprint": 7900,
+    "tiny_decoder": 1000,
 }
 
 
@@ -164,6 +166,8 @@ def make_task(part: str, shop: Workshop, steps: int) -> Any:
         from facelock.miniature.upscaling import UpscalingTask
 
         return UpscalingTask(steps, device=shop.device)
+    if part == "tiny_decoder":
+        return _tiny_decoder_task(shop, steps)
     from facelock.miniature.diffusion import DiffusionTask, captions_of, normalise
     from facelock.miniature.vae import fit_round_trip
 
@@ -180,6 +184,21 @@ def build_set(shop: Workshop, kind: str, count: int | None) -> None:
     from facelock.miniature.vae import build_decoded
 
     build_decoded(shop.vae(), OFFSETS, shop.pool)
+
+
+def _tiny_decoder_task(shop: Workshop, steps: int) -> Task:
+    """Taught by the blueprint's autoencoder as it ships: guidance works on that one's latents."""
+    from facelock.blueprint.wan_vae_cpu import accelerate_vae
+    from facelock.miniature.tiny_decoder import TinyDecoderTask, pairs_of
+    from facelock.miniature.vae import ClipPool, make_vae
+
+    config = asset_dir("models") / "miniature" / "blueprint" / "vae" / "config.json"
+    vae: Any = load_bundled("vae", make_vae()).eval()
+    if shop.device == "cpu":
+        accelerate_vae(vae)
+    statistics = json.loads(config.read_text())
+    pairs = pairs_of(shop.folder("tiny_decoder"), vae.to(shop.device), statistics, ClipPool(shop.pool))
+    return TinyDecoderTask(pairs, steps)
 
 
 def _alignment_task(part: str, shop: Workshop, steps: int) -> Task:
@@ -205,6 +224,7 @@ def export(shop: Workshop, parts: tuple[str, ...], models: Path) -> None:
         "restorer": lambda: out.export_swapper(_swapper(shop, "restorer"), folder / "restorer.onnx"),
         "upscaler": lambda: out.export_upscaler(averaged(shop.folder("upscaler"), _net("upscaler")), folder),
         "blueprint": lambda: _export_blueprint(shop, folder),
+        "tiny_decoder": lambda: out.export_tiny_decoder(_tiny_decoder(shop), folder),
     }
     learned = [part for part in ORDER if shop.trained_here(part)]
     for part in parts:
@@ -240,6 +260,12 @@ def _net(kind: str) -> nn.Module:
     from facelock.nets.scrfd import Scrfd
 
     return {"detector": Scrfd, "upscaler": CompactSR}[kind]()
+
+
+def _tiny_decoder(shop: Workshop) -> nn.Module:
+    from facelock.miniature.tiny_decoder import make_tiny_decoder
+
+    return averaged(shop.folder("tiny_decoder"), make_tiny_decoder())
 
 
 def _swapper(shop: Workshop, part: str) -> nn.Module:

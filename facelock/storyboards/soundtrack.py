@@ -1,4 +1,8 @@
-"""The film's sound: each shot's audio in its place, the film's own under it."""
+"""The film's sound: each shot's audio in its place, the film's own under it.
+
+A shot's audio is the file that the storyboard names for it, else what its take says itself, where its blueprint
+writes sound.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,30 @@ import ffmpeg
 
 from facelock.storyboards.cut import Cut, Placed
 from facelock.video.joining import run_ffmpeg, sound_input
+from facelock.video.writing import probe
 
 RATE = 48_000
 """Samples per second."""
 
 
 def sounds(cut: Cut) -> list[Path]:
-    """All audio files of the film; empty: it is silent."""
+    """All audio files that the storyboard names."""
     board = cut.plan.board
     own = [board.path(board.audio)] if board.audio else []
     return own + [shot.unit.audio for shot in cut.shots if shot.unit.audio]
+
+
+def heard(shot: Placed) -> Path | None:
+    """The file that a shot's sound is in; None: it is silent."""
+    video = shot.result.video
+    if shot.unit.audio or video is None:
+        return shot.unit.audio
+    return video if probe(video).audio else None
+
+
+def is_heard(cut: Cut) -> bool:
+    """Whether the film has any sound."""
+    return bool(cut.plan.board.audio) or any(heard(shot) for shot in cut.shots)
 
 
 def write_soundtrack(cut: Cut, path: Path) -> None:
@@ -29,7 +47,7 @@ def write_soundtrack(cut: Cut, path: Path) -> None:
     """
     length = cut.frames / float(cut.fps)
     silence = ffmpeg.input(f"anullsrc=r={RATE}:cl=stereo", f="lavfi", t=f"{length:.6f}")
-    tracks = [silence.audio] + [_placed(cut, shot) for shot in cut.shots if shot.unit.audio]
+    tracks = [silence.audio] + [_placed(cut, shot, file) for shot in cut.shots if (file := heard(shot))]
     board = cut.plan.board
     if board.audio:
         tracks.append(_fitted(board.path(board.audio), length))
@@ -45,12 +63,10 @@ def _fitted(path: Path, seconds: float) -> Any:
     return sound.filter("apad", whole_dur=f"{seconds:.6f}").filter("atrim", end=f"{seconds:.6f}")
 
 
-def _placed(cut: Cut, shot: Placed) -> Any:
-    fps, path = float(cut.fps), shot.unit.audio
-    if path is None:
-        raise ValueError(f"the shot {shot.unit.name} has no sound")
+def _placed(cut: Cut, shot: Placed, file: Path) -> Any:
+    fps = float(cut.fps)
     seconds = shot.frames / fps
-    sound = _fitted(path, seconds)
+    sound = _fitted(file, seconds)
     if shot.overlap:
         sound = sound.filter("afade", type="in", duration=f"{shot.overlap / fps:.6f}")
     if shot.overlap_after:

@@ -19,7 +19,7 @@ from facelock import __version__
 from facelock.files import storage
 from facelock.pipeline import resize
 from facelock.storyboards.cut import Cut, Placed
-from facelock.storyboards.soundtrack import sounds, write_soundtrack
+from facelock.storyboards.soundtrack import is_heard, write_soundtrack
 from facelock.video.writing import SegmentWriter, join_segments, read_chunks
 
 FRAMES_PER_READ = 24
@@ -46,7 +46,7 @@ def write_film(cut: Cut, path: Path, workspace: Path) -> int:
         made, again = _pieces(cut, index, film, workspace / f"{index:05d}")
         pieces += made
         encoded += again
-    audio = workspace / "sound.wav" if sounds(cut) else None
+    audio = workspace / "sound.wav" if is_heard(cut) else None
     if audio:
         write_soundtrack(cut, audio)
     join_segments(pieces, path, fps=cut.fps, audio=audio, metadata=_metadata(cut))

@@ -12,7 +12,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class WatchedClip(Clip):
 
     watch: Callable[[ChunkRecords], None] | None = None
 
-    def made(self, resume: Resume | None = None) -> Iterator[Made]:
+    def made(self, resume: Resume | None = None) -> Generator[Made, None, None]:
         """See :meth:`Clip.made`."""
         for made in super().made(resume):
             if self.watch:

@@ -72,7 +72,7 @@ class FfmpegProcess:
         assert self._child.stdin is not None  # noqa: S101 - Popen was given a pipe
         return self._child.stdin
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """Write to its standard input. Raises ``EncoderError``, ``StorageError`` when it has died."""
         try:
             self._stdin.write(data)

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -56,6 +56,17 @@ class Timing:
         return [*gaps, self.last or (gaps[-1] if gaps else 1)]
 
 
+@dataclass(frozen=True)
+class Soundtrack:
+    """Sound that comes piece by piece from memory."""
+
+    pieces: Iterable[bytes]
+    """Little-endian float32 samples in [-1, 1], the channels' interleaved."""
+    rate: int
+    """Samples per second."""
+    channels: int
+
+
 def steady(frames: int, fps: Fraction) -> Timing:
     """Frames of exactly 1/``fps`` seconds."""
     ticks = _ticks_per_frame(fps)
@@ -71,13 +82,15 @@ def join_segments(
     metadata: Mapping[str, str] | None = None,
     timing: Timing | None = None,
     sound_of: str | Path | None = None,
+    soundtrack: Soundtrack | None = None,
 ) -> None:
     """Join segments into one mp4 that starts playing before it is loaded; pictures are copied, not encoded again.
 
     The clip has every frame of the segments, each exactly 1/``fps`` seconds, or as ``timing`` says. ``audio`` is a
-    file whose first audio track is encoded as AAC, cut or padded with silence to the pictures' length. ``sound_of`` is
-    the video whose pictures these are: all its audio tracks are copied (:data:`COPIED`; others encoded as AAC) and
-    stay where they are in relation to the pictures. ``metadata`` holds mp4 tags (title, comment, description, ...).
+    file whose first audio track is encoded as AAC, cut or padded with silence to the pictures' length; ``soundtrack``
+    is the same from memory, for where there is no ``audio``. ``sound_of`` is the video whose pictures these are: all
+    its audio tracks are copied (:data:`COPIED`; others encoded as AAC) and stay where they are in relation to the
+    pictures. ``metadata`` holds mp4 tags (title, comment, description, ...).
     Raises ``EncoderError``, ``StorageError``, ``InputError``.
     """
     path, fps = Path(path), Fraction(fps)
@@ -86,6 +99,8 @@ def join_segments(
         times = timing or steady(sum(1 for _ in _packets(segments)), fps)
         if audio is not None:
             _encode_audio(Path(audio), sound, len(times.pts) / fps, path)
+        elif soundtrack is not None:
+            _encode_soundtrack(soundtrack, sound, len(times.pts) / fps, path)
         elif sound_of is not None:
             _copy_audio(Path(sound_of), sound, times.start, path)
         with storage(path), _muxer(path):
@@ -98,9 +113,19 @@ def join_segments(
 
 
 def _encode_audio(audio: Path, path: Path, seconds: Fraction, clip: Path) -> None:
+    run_ffmpeg(_as_aac(sound_input(audio), path, seconds), clip)
+
+
+def _encode_soundtrack(track: Soundtrack, path: Path, seconds: Fraction, clip: Path) -> None:
+    given = ffmpeg.input("pipe:", format="f32le", ar=track.rate, ac=track.channels)
+    run_ffmpeg(_as_aac(given.audio.filter("aresample", 48000), path, seconds), clip, track.pieces)
+
+
+def _as_aac(sound: Any, path: Path, seconds: Fraction) -> Any:
+    """The stream ``sound``, cut or padded with silence to ``seconds``, as the file ``path``."""
     length = f"{float(seconds):.6f}"
-    sound = sound_input(audio).filter("apad", whole_dur=length).filter("atrim", end=length)
-    run_ffmpeg(sound.output(str(path), format="mp4", acodec="aac", audio_bitrate="192k", **BITEXACT), clip)
+    fitted = sound.filter("apad", whole_dur=length).filter("atrim", end=length)
+    return fitted.output(str(path), format="mp4", acodec="aac", audio_bitrate="192k", **BITEXACT)
 
 
 def sound_input(path: Path) -> Any:
@@ -122,10 +147,15 @@ def _copy_audio(source: Path, path: Path, start: Fraction, clip: Path) -> None:
     run_ffmpeg(given["a"].output(str(path), format="mp4", **options, **BITEXACT), clip)
 
 
-def run_ffmpeg(stream: Any, target: Path) -> None:
-    """Run an ffmpeg-python graph; ``target`` is named in errors. Raises ``EncoderError``, ``StorageError``."""
+def run_ffmpeg(stream: Any, target: Path, given: Iterable[bytes] = ()) -> None:
+    """Run an ffmpeg-python graph on what is ``given`` to its standard input; ``target`` is named in errors.
+
+    Raises ``EncoderError``, ``StorageError``.
+    """
     process = FfmpegProcess(stream, target)
     try:
+        for piece in given:
+            process.feed(piece)
         process.finish(SOUND_PATIENCE)
     except BaseException:
         process.kill()

@@ -12,9 +12,11 @@ Writing is here, joining in :mod:`facelock.video.joining`, reading in :mod:`face
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import ffmpeg
 import torch
@@ -22,14 +24,18 @@ from torch import Tensor
 
 from facelock.errors import FaceLockError
 from facelock.files import publish, storage
+from facelock.video.encoders import coding, require_encoder
 from facelock.video.ffmpeg_process import BITEXACT, FfmpegProcess, find_ffmpeg
-from facelock.video.joining import Timing, join_segments
+from facelock.video.joining import Soundtrack, Timing, join_segments
+from facelock.video.planes import yuv420
 from facelock.video.reading import Look, VideoInfo, check_audio, count_frames, probe, read_chunks
+from facelock.video.ring import Ring, pieces
 from facelock.video.worker import matrix_name
 
 __all__ = [
     "Look",
     "SegmentWriter",
+    "Soundtrack",
     "Timing",
     "VideoInfo",
     "check_audio",
@@ -38,17 +44,16 @@ __all__ = [
     "join_segments",
     "probe",
     "read_chunks",
+    "require_encoder",
 ]
-
-PRESET = "veryfast"
-"""Of x264: a third of the time of ``medium`` for some 10 % more bytes at the same quality."""
 
 
 class SegmentWriter:
     """Encodes frames to one closed Matroska segment: H.264, the same bytes for the same frames.
 
     How it looks (bits, chroma, colour matrix and tags, pixel shape) is a :class:`Look`; by default yuv420p, BT.709.
-    Until it is closed without an error only ``<name>.part`` exists. Raises ``EncoderError`` when ffmpeg is
+    Until it is closed without an error only ``<name>.part`` exists. The encoder is a process of its own, fed by a
+    thread through a short :class:`~facelock.video.ring.Ring`. Raises ``EncoderError`` when ffmpeg is
     missing or dies, ``StorageError`` when the disk is full, ``FaceLockError`` for frames that are not pictures.
     """
 
@@ -60,32 +65,35 @@ class SegmentWriter:
         *,
         crf: float = 16,
         look: Look | None = None,
+        encoder: str = "x264",
+        planes: bool = False,
     ) -> None:
-        """``size`` is (height, width) in pixels; ``crf`` 0 (lossless) to 51.
+        """``size`` is (height, width) in pixels; ``crf`` 0 (lossless) to 51; ``encoder`` x264 or nvenc.
 
-        A size that the look's chroma does not divide is kept by encoding chroma in full (4:4:4).
+        A size that the look's chroma does not divide is kept by encoding chroma in full (4:4:4). With ``planes``
+        frames become YUV on their own device (:func:`~facelock.video.planes.yuv420`), where the look allows it.
         """
         self.path, self.size = Path(path), (int(size[0]), int(size[1]))
         self.look = look or Look()
         self._part = self.path.with_name(self.path.name + ".part")
         height, width = self.size
-        layout = "rgb48le" if self.look.depth > 8 else "rgb24"
+        plain = self.look == Look() and pixel_format(self.look, self.size) == "yuv420p"
+        self._planes = planes and plain
+        layout = "yuv420p" if self._planes else "rgb48le" if self.look.depth > 8 else "rgb24"
         raw = {"format": "rawvideo", "pix_fmt": layout, "video_size": (width, height), "framerate": str(fps)}
-        # Without B-frames decoding order is display order, which lets join_segments count the time exactly.
-        coded = {
-            "vcodec": "libx264", "preset": PRESET, "crf": crf, "bf": 0, "pix_fmt": pixel_format(self.look, self.size),
-            "threads": 1,
-        }  # fmt: skip
+        coded: Mapping[str, Any] = coding(encoder, crf, pixel_format(self.look, self.size))
         stream = ffmpeg.input("pipe:", **raw)
-        for name, options in _filters(self.look, self.size):
+        for name, options in _filters(self.look, self.size)[1 if self._planes else 0 :]:
             stream = stream.filter(name, **options)
         self._stream = stream.output(str(self._part), format="matroska", **coded, **BITEXACT)
         self._process: FfmpegProcess | None = None
+        self._ring: Ring | None = None
 
     def __enter__(self) -> SegmentWriter:
         with storage(self._part), suppress(FileNotFoundError):
             self._part.unlink()
         self._process = FfmpegProcess(self._stream, self.path)
+        self._ring = Ring(self._process.feed)
         return self
 
     def write(self, frames: Tensor) -> None:
@@ -96,20 +104,34 @@ class SegmentWriter:
             )
         if not bool(torch.isfinite(frames).all()):
             raise FaceLockError("frames to encode hold NaN or infinity; please report this.")
-        if self._process is None:
+        if self._ring is None:
             raise FaceLockError("the segment is not open; use it in a with block.")
+        for piece in pieces(frames.detach(), 3 * self.size[0] * self.size[1]):
+            self._ring.put(self._pixels(piece))
+
+    def _pixels(self, frames: Tensor) -> Tensor:
+        """(T, 3, H, W) in [0, 1] → the bytes that ffmpeg is told to expect, on the frames' own device."""
+        if self._planes:
+            return yuv420(frames).contiguous()
         top, kind = (65535, torch.uint16) if self.look.depth > 8 else (255, torch.uint8)
-        pixels = (frames.detach().float().cpu().clamp(0, 1) * top).round().to(kind)
-        self._process.feed(pixels.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
+        pixels = (frames.float().clamp(0, 1) * top).round().to(kind)
+        return pixels.permute(0, 2, 3, 1).contiguous()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         process, self._process = self._process, None
+        ring, self._ring = self._ring, None
         try:
-            if process is None:
+            if process is None or ring is None:
                 return
             if kind is not None:
                 process.kill()
+                ring.abandon()
                 return
+            try:
+                ring.close()
+            except BaseException:
+                process.kill()
+                raise
             process.finish()
             publish(self._part, self.path)
         finally:

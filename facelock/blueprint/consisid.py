@@ -1,0 +1,217 @@
+"""Stage 1 by ConsisID: one short clip of one known face, for comparison; it cannot be continued.
+
+::
+
+    backbone = ConsisID(folder, size=(480, 720), fps=8, window=49, context=1, steps=50, guidance_scale=6.0,
+                        features="features")
+    frames = backbone.extend("a woman talking", None, seed=1, references=[maria])     # (49, 3, 480, 720)
+
+ConsisID draws the face itself, from features that :mod:`facelock.blueprint.consisid_features` explains; the lock
+then has less to do, and the report tells how much. diffusers' own ``ConsisIDPipeline`` does the sampling. The model
+has no way to be given frames, so a clip is its window at most: longer ones are refused before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    ConsisIDPipeline,
+    ConsisIDTransformer3DModel,
+)
+from PIL import Image
+from torch import Tensor
+from transformers import T5EncoderModel
+
+from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
+from facelock.blueprint.consisid_features import FeatureFolder, Features, FeatureSource
+from facelock.blueprint.published import decoded, sampler, watched
+from facelock.blueprint.wan_base import clean_text, dtype_of, require
+from facelock.errors import ConfigError, InputError, ModelError
+from facelock.protocols import Guide
+from facelock.types import Identity
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = Layout(
+    pipelines=("ConsisIDPipeline",),
+    networks={
+        "text_encoder": T5EncoderModel,
+        "transformer": ConsisIDTransformer3DModel,
+        "vae": AutoencoderKLCogVideoX,
+    },
+    schedulers=(CogVideoXDPMScheduler, CogVideoXDDIMScheduler),
+    float32=frozenset(),  # the pipeline encodes the face in the transformer's type
+)
+
+
+class ConsisID:
+    """A :class:`facelock.protocols.Backbone` over the parts of one checkpoint folder, for one chunk."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        size: tuple[int, int],
+        fps: float,
+        window: int,
+        context: int = 1,
+        steps: int = 50,
+        guidance_scale: float = 6.0,
+        flow_shift: float | None = None,
+        negative_prompt: str = "",
+        context_noise: float = 0.0,
+        device: str | torch.device = "cpu",
+        precision: str = "float32",
+        on_step: Callable[[int, int], None] | None = None,
+        place: Place | None = None,
+        guide: Guide | None = None,
+        features: str | Path | FeatureSource = "",
+    ) -> None:
+        """Load the checkpoint.
+
+        ``size`` is (height, width) in pixels, ``window`` the frames of the clip; ``context`` is kept by whoever asks,
+        but never continued from. ``features`` is the folder of the faces' features, or what computes them.
+        ``precision`` is of all networks. ``on_step(done, steps)`` is called after every denoising step, and may raise
+        to stop. ``place`` puts the loaded networks where they run (default: all on ``device``).
+
+        Raises ``ModelError``, ``DeviceError``, and ``ConfigError`` for settings that it cannot do: ``flow_shift``,
+        ``context_noise`` and ``guide`` are among them.
+        """
+        self.size, self.fps = (int(size[0]), int(size[1])), float(fps)
+        self.window, self.context, self.steps = window, context, steps
+        self.guidance_scale, self.negative_prompt, self.on_step = guidance_scale, negative_prompt, on_step
+        self.device = torch.device(device)
+        if flow_shift is not None or context_noise or guide is not None:
+            raise ConfigError("ConsisID takes no flow_shift, context_noise or guidance. Leave them out.")
+        require(steps >= 1, f"steps = {steps}", "1 or more")
+        self.features = _source(features)
+        dtype = dtype_of(precision, self.device)
+        parts = load_checkpoint(Path(folder), LAYOUT, device=self.device, dtype=dtype, place=place)
+        self.modules: Mapping[str, torch.nn.Module] = parts.networks
+        """The loaded networks by name: ``text_encoder``, ``transformer``, ``vae``."""
+        self._scheduler = parts.scheduler
+        self._pipe = sampler(ConsisIDPipeline, parts, self.device)
+        self._refuse_checkpoint(str(folder))
+
+    @property
+    def chunk(self) -> int:
+        """Frames of the one chunk."""
+        return self.window
+
+    @property
+    def first_chunk(self) -> int:
+        """Frames of the one chunk."""
+        return self.window
+
+    def extend(
+        self, prompt: str, context: Tensor | None, *, seed: int, references: Sequence[Identity] = ()
+    ) -> Tensor:
+        """Return the clip, (window, 3, H, W) float32 in [0, 1] on the CPU, of the first of ``references``.
+
+        The same arguments give the same bytes on the same device. Raises ``InputError`` for a context, and where
+        nobody or nobody known is referred to, ``DeviceError`` when memory runs out, and ``FaceLockError`` where
+        latents or frames stopped being finite.
+        """
+        if context is not None:
+            raise InputError(
+                f"ConsisID writes one clip of {self.window / self.fps:.1f} seconds and cannot continue it. "
+                "Ask for that many at most, or give another recipe."
+            )
+        face = self._face(references)
+        with torch.no_grad(), device_errors(str(self.device)):
+            latents = self._denoise(prompt, face, seed)
+            frames = decoded(self._pipe.vae, lambda: self._pipe.decode_latents(latents))
+            return frames[: self.window].contiguous()
+
+    def _face(self, references: Sequence[Identity]) -> Features:
+        """The features of the one face that can be drawn; the others' come from the lock alone."""
+        if not references:
+            raise InputError("ConsisID draws one known face. Give a reference picture of it.")
+        others = ", ".join(identity.name for identity in references[1:])
+        if others:
+            logger.warning(
+                "ConsisID draws one face, %s; the lock alone gives that of %s.", references[0].name, others
+            )
+        face, network = self.features(references[0]), self._pipe.transformer.config
+        wanted = (1, network.LFE_id_dim), [network.LFE_vit_dim] * network.LFE_num_scale
+        found = tuple(face.condition.shape), [states.shape[-1] for states in face.hidden]
+        if found != wanted:
+            raise InputError(
+                f"The features of {references[0].name} are {found[0]} and {found[1]}, this checkpoint takes "
+                f"{wanted[0]} and {wanted[1]}. Compute them with its own tools."
+            )
+        return face
+
+    def _denoise(self, prompt: str, face: Features, seed: int) -> Tensor:
+        """Clean latents, (1, F, z, h, w)."""
+        pipe, (height, width) = self._pipe, self.size
+        pipe.scheduler = copy.deepcopy(self._scheduler)
+        latents: Tensor = pipe(
+            image=Image.fromarray(face.picture.permute(1, 2, 0).numpy()),
+            prompt=clean_text(prompt),
+            negative_prompt=clean_text(self.negative_prompt),
+            height=height,
+            width=width,
+            num_frames=(self._latents() - 1) * pipe.vae_scale_factor_temporal + 1,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            id_cond=face.condition,
+            id_vit_hidden=list(face.hidden),
+            max_sequence_length=pipe.transformer.config.max_text_seq_length,
+            output_type="latent",
+            callback_on_step_end=watched(self.steps, self.on_step),
+        ).frames
+        return latents
+
+    def _latents(self) -> int:
+        """Latents that hold the window: an odd number, since of an even one the VAE makes 4 frames of each.
+
+        Of an odd one it makes 1 frame of the first and 4 of each other, which is what the model was trained with.
+        """
+        latents = -(-(self.window - 1) // self._pipe.vae_scale_factor_temporal) + 1
+        return int(latents + 1 - latents % 2)
+
+    def _refuse_checkpoint(self, folder: str) -> None:
+        """Refuse what this checkpoint cannot do, each with the numbers that would fit."""
+        pipe, network = self._pipe, self._pipe.transformer.config
+        if (
+            network.is_kps
+            or not network.is_train_face
+            or network.in_channels != 2 * pipe.vae.config.latent_channels
+        ):
+            raise ModelError(
+                f"{folder}: its transformer is not told of a face. Use ConsisID's own checkpoint."
+            )
+        scale, patch = pipe.vae_scale_factor_spatial, network.patch_size
+        if network.use_learned_positional_embeddings:
+            native = network.sample_height * scale, network.sample_width * scale
+            require(self.size == native, f"size = {self.size}", f"{native}, the only size it knows")
+        whole = min(self.size) > 0 and not any(side % (scale * patch) for side in self.size)
+        require(whole, f"size = {self.size}", f"n * {scale * patch}")
+        longest = int(network.sample_frames)
+        require(1 < self.window <= longest, f"window = {self.window}", f"2 to {longest}")
+        require(
+            1 <= self.context < self.window,
+            f"context = {self.context}",
+            f"less than the window, {self.window}",
+        )
+
+
+def _source(features: str | Path | FeatureSource) -> FeatureSource:
+    if callable(features):
+        return features
+    if not str(features):
+        raise ConfigError(
+            "ConsisID needs each face's features, which its own tools compute. "
+            "Name their folder as features under [blueprint.options], or use another recipe."
+        )
+    return FeatureFolder(features)

@@ -1,0 +1,142 @@
+"""Applies the choices of :class:`facelock.tuning.options.Speed` to modules, one function each.
+
+All work in place, once, right after loading. What the machine lacks is one :class:`EnvironmentFailure`, what a
+module cannot do one :class:`ConfigError`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from facelock.errors import ConfigError, EnvironmentFailure
+from facelock.tuning.options import ATTENTION
+
+logger = logging.getLogger(__name__)
+
+
+def set_attention(transformer: Any, name: str) -> None:
+    """Compute attention with the backend ``name`` (:data:`facelock.tuning.options.ATTENTION`).
+
+    Raises :class:`EnvironmentFailure` when its package is not here, :class:`ConfigError` for a module without a choice.
+    """
+    if not hasattr(transformer, "set_attention_backend"):
+        raise ConfigError(
+            f"speed.attention: {type(transformer).__name__} has no choice of backends. Remove it."
+        )
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    before = _AttentionBackendRegistry.get_active_backend()[0]
+    try:
+        with _quiet("diffusers.models.modeling_utils"):
+            transformer.set_attention_backend(ATTENTION[name])
+    except (RuntimeError, ImportError) as error:
+        why = str(error).splitlines()[0].rstrip(".")
+        raise EnvironmentFailure(
+            f"speed.attention = {name!r} cannot run here ({why}). Install it, or choose native."
+        ) from error
+    # diffusers also makes it the default of every other model in the process
+    _AttentionBackendRegistry.set_active_backend(before)
+
+
+def compile_blocks(transformer: Any, mode: str) -> None:
+    """Compile the repeated blocks with ``torch.compile``; the first chunk then takes minutes longer.
+
+    Block by block, because that compiles one block's code for all. Raises :class:`EnvironmentFailure` when there is no
+    compiler, :class:`ConfigError` for a module that does not name its blocks.
+    """
+    if not getattr(transformer, "_repeated_blocks", None):
+        raise ConfigError(
+            f"speed.compile: {type(transformer).__name__} names no blocks to compile. Remove it."
+        )
+    if not compiler_present():
+        raise EnvironmentFailure(
+            "speed.compile needs a C++ compiler, and there is none. Install g++, or remove it."
+        )
+    transformer.compile_repeated_blocks(mode=mode)
+
+
+def compiler_present() -> bool:
+    """Whether torch finds the C++ compiler that ``torch.compile`` needs, on a GPU too."""
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        return bool(get_cpp_compiler())
+    except Exception:  # its own exception type, and whatever the search runs into
+        return False
+
+
+def quantise(transformer: Any, how: str, device: torch.device) -> None:
+    """Hold the transformer's weights smaller: ``float8`` (diffusers' layerwise casting) or ``int8`` (torchao).
+
+    float8 (e4m3) halves the weights of bfloat16; each layer is cast back while it computes. int8 keeps a scale per
+    row. Norms, embeddings and modulation stay as they are. Raises :class:`EnvironmentFailure` without torchao.
+    """
+    if how == "float8":
+        if not hasattr(transformer, "enable_layerwise_casting"):
+            raise ConfigError(f"speed.quantise: {type(transformer).__name__} cannot hold float8. Remove it.")
+        compute = next(transformer.blocks[0].attn1.to_q.parameters()).dtype
+        transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=compute)
+        return
+    if importlib.util.find_spec("torchao") is None:
+        raise EnvironmentFailure(
+            "speed.quantise = 'int8' needs torchao, which is not installed. Give pip install torchao, or float8."
+        )
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    for block in transformer.blocks:
+        quantize_(block, Int8WeightOnlyConfig(), device=device)
+
+
+def channels_last(vae: torch.nn.Module) -> None:
+    """Lay the VAE's convolution weights out with channels last, as cuDNN's tensor-core kernels want them."""
+    for parameter in vae.parameters():
+        layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(parameter.dim())
+        if layout is not None:
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+
+
+def vae_in_bfloat16(vae: Any) -> None:
+    """Let the VAE compute in bfloat16 where that is safe (autocast); weights, input and output stay float32."""
+    kind = next(vae.parameters()).device.type
+    for name in ("encode", "decode"):
+        setattr(vae, name, _autocast(getattr(vae, name), kind))
+
+
+def _autocast(work: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(kind, torch.bfloat16):
+            return _in_float32(work(*args, **kwargs))
+
+    return run
+
+
+def _in_float32(output: Any) -> Any:
+    """Tensors of a VAE's answer, whatever form it has, back in float32."""
+    if isinstance(output, torch.Tensor):
+        return output.float()
+    if isinstance(output, tuple) and not hasattr(output, "keys"):
+        return tuple(_in_float32(part) for part in output)
+    posterior = getattr(output, "latent_dist", None)
+    if posterior is not None:
+        output.latent_dist = type(posterior)(posterior.parameters.float())
+    elif getattr(output, "sample", None) is not None:
+        output.sample = output.sample.float()
+    return output
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Hold back warnings of one logger: diffusers calls its choice of backends experimental, every time."""
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)

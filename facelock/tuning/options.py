@@ -1,0 +1,121 @@
+"""What can be chosen to make a backbone faster, by name. Knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from facelock.errors import ConfigError
+from facelock.mistakes import did_you_mean
+
+ATTENTION: Mapping[str, str] = {
+    "native": "native",
+    "native_math": "_native_math",
+    "native_flash": "_native_flash",
+    "native_efficient": "_native_efficient",
+    "native_cudnn": "_native_cudnn",
+    "flex": "flex",
+    "flash": "flash",
+    "flash_3": "_flash_3",
+    "sage": "sage",
+    "xformers": "xformers",
+}
+"""Name in a recipe → diffusers' name. Those that fetch kernels from a hub while running are left out."""
+COMPILE = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+"""Modes of ``torch.compile``."""
+CACHES = ("first_block", "mag", "pab", "sea")
+REFUSED_CACHES: Mapping[str, str] = {
+    "faster": "FasterCache needs both halves of guidance in diffusers' own order, and fails on Wan-like models",
+    "taylorseer": "TaylorSeer finds no blocks to skip in Wan-like models, so it would only cost time",
+}
+"""Seen with diffusers 0.42 (FasterCache: IndexError; TaylorSeer: nothing skipped)."""
+QUANTISE = ("float8", "int8")
+REFUSED_QUANTISE: Mapping[str, str] = {
+    "int4": "int4 weights change faces visibly and need a package of the card's maker",
+    "nf4": "nf4 needs bitsandbytes, which this project does not test",
+    "bitsandbytes": "bitsandbytes is not tested here",
+    "quanto": "quanto is no longer kept up",
+}
+VAE_PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class StepCache:
+    """A step cache: denoising steps that change little reuse what an earlier one computed."""
+
+    kind: str
+    """One of :data:`CACHES`."""
+    threshold: float | None = None
+    """How much change is still passed over; None: diffusers' default. Of ``pab`` it has no meaning."""
+    every: int = 2
+    """Of ``pab``: attention is computed every so many steps."""
+    window: tuple[int, int] = (100, 800)
+    """Of ``pab``: noise levels (0..1000) between which attention may be reused."""
+    ratios: tuple[float, ...] = ()
+    """Of ``mag``: how the residual's size changes from step to step, measured once for a checkpoint."""
+    most: int = 3
+    """Of ``mag`` and ``sea``: steps in a row that may be skipped."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The choices of a recipe's ``[speed]`` table; the defaults change nothing."""
+
+    reference: bool = False
+    """Plain code everywhere: nothing below applies, no pairing of guidance, no overlap."""
+    attention: str | None = None
+    """One of :data:`ATTENTION`."""
+    compile: str | None = None
+    """One of :data:`COMPILE`."""
+    cache: StepCache | None = None
+    quantise: str | None = None
+    """One of :data:`QUANTISE`, for the transformer's weights."""
+    channels_last: bool = False
+    """The VAE's convolutions on channels-last memory."""
+    vae_precision: str = "float32"
+    """One of :data:`VAE_PRECISIONS`: in which the VAE computes. Its weights stay float32."""
+    overlap: bool = False
+    """The next chunk's blueprint is made while this chunk is restored, judged and encoded."""
+
+    def effective(self) -> Speed:
+        """The choices that hold: none of them in reference mode."""
+        return Speed(reference=True) if self.reference else self
+
+    def check(self) -> Speed:
+        """Return itself; raise :class:`ConfigError` for a name that is not known or not offered."""
+        _check("attention", self.attention, tuple(ATTENTION))
+        _check("compile", self.compile, COMPILE)
+        _check("quantise", self.quantise, QUANTISE, REFUSED_QUANTISE)
+        _check("vae_precision", self.vae_precision, VAE_PRECISIONS)
+        if self.cache:
+            _check_cache(self.cache)
+        return self
+
+    def without(self, **choices: object) -> Speed:
+        """A copy with other choices, checked."""
+        return replace(self, **choices).check()  # type: ignore[arg-type]
+
+
+def _check(
+    key: str, name: str | None, known: tuple[str, ...], refused: Mapping[str, str] | None = None
+) -> None:
+    if name is None or name in known:
+        return
+    choice = f"Give one of: {', '.join(known)}."
+    if refused and name in refused:
+        raise ConfigError(f"speed.{key} = {name!r} is not offered: {refused[name]}. {choice}")
+    guess = did_you_mean(name, known) or ", which is not known"
+    raise ConfigError(f"speed.{key} = {name!r}{guess}. {choice}")
+
+
+def _check_cache(cache: StepCache) -> None:
+    _check("cache.kind", cache.kind, CACHES, REFUSED_CACHES)
+    if cache.kind == "mag" and not cache.ratios:
+        raise ConfigError(
+            "speed.cache.kind = 'mag' needs the checkpoint's own ratios. Measure them with "
+            "facelock.tuning.ratios.measure_ratios, or choose another cache."
+        )
+    if cache.every < 2 or cache.most < 1:
+        raise ConfigError(
+            f"speed.cache.every = {cache.every}, most = {cache.most} skip nothing. Give 2 and 1 or more."
+        )

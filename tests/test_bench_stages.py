@@ -1,0 +1,127 @@
+"""The benches of speed run, measure what they say, and say where they ran."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+import toys
+from tiny_speed import save_checkpoint
+
+from facelock.bench import cast, gpu, stages
+from facelock.bench.timing import Timing, interleaved
+from facelock.recipe import load_recipe
+from facelock.tuning import Speed, StepCache
+
+
+def test_arms_take_turns_and_the_first_round_is_cold() -> None:
+    seen: list[str] = []
+
+    def slow_once() -> None:
+        seen.append("a")
+        time.sleep(0.2 if len(seen) == 1 else 0.01)
+
+    times = interleaved({"a": slow_once, "b": lambda: seen.append("b")}, 2)
+    assert seen == ["a", "b"] * 3
+    assert times["a"].cold > 0.15 > times["a"].warm > 0.005
+
+
+def test_the_share_is_of_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("facelock.bench.timing.cores", lambda: 4)
+    assert Timing(9.0, 2.0, 4.0).share() == 0.5
+
+
+def test_a_long_clip_is_compared_late_with_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cast, "identity", lambda who, parts: toys.identity(who.name))
+    parts = toys.Parts()
+    extend = parts.backbone.extend
+
+    def slower(*args, **kwargs):
+        time.sleep(0.02 if len(parts.backbone.calls) > 8 else 0.002)
+        return extend(*args, **kwargs)
+
+    parts.backbone.extend = slower
+    found = stages.long_clip(toys.pipeline(parts), cast.member(0), 6.0, 0)
+    assert found["chunks"] == 18
+    assert found["time_ratio"] > 1.2
+    assert 0.9 < found["memory_ratio"] < 1.2
+
+
+def test_stages_shows_every_row(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """On a tiny checkpoint of the real classes and toy stages, which take no time."""
+    save_checkpoint(tmp_path / "model")
+    low = load_recipe("miniature").blueprint
+    changed = {"model": str(tmp_path / "model"), "size": (32, 48), "steps": 2}
+    recipe = load_recipe("miniature").model_copy(update={"blueprint": low.model_copy(update=changed)})
+    few = {"cache pab": Speed(cache=StepCache("pab"))}
+    toys.write_plainly(monkeypatch.setattr)
+    monkeypatch.setattr(stages, "load_recipe", lambda _: recipe)
+    monkeypatch.setattr(stages, "speeds", lambda ratios: few if len(ratios) == 2 else {})
+    monkeypatch.setattr(stages, "PlainSwap", lambda _: lambda frames, identity: frames)
+    monkeypatch.setattr(cast, "identity", lambda who, parts: toys.identity(who.name))
+    monkeypatch.setattr(
+        stages.Pipeline, "from_recipe", lambda recipe, _: toys.pipeline(speed=recipe.speed.model_dump())
+    )
+    told = []
+    found = stages.run(seconds=1.5, out=tmp_path, rounds=1, progress=lambda *step: told.append(step))
+    assert told[-1] == ("parts", 5, 5)
+    assert found["lock off"]["ratio"] > 0.2
+    assert found["busy"]["same_bytes"]
+    assert set(found["choices"]["seconds"]) == {"none", "cache pab"}
+    text = (tmp_path / "stages.md").read_text()
+    for row in ("lock off ÷ plain diffusers call", "busy ÷ wall, overlap", "cache pab", "MagCache"):
+        assert row in text
+
+
+def test_gpu_says_that_it_is_the_cpu_on_every_line(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    smaller = dataclasses.replace(
+        gpu.TINY, window=5, blueprint=(32, 32), direct=((32, 48), (48, 48)), matrix=64
+    )
+    monkeypatch.setattr(gpu, "TINY", smaller)
+    pipeline = toys.pipeline()
+    for stage in (pipeline.parts.locker, pipeline.parts.restorer):
+        stage.pack = SimpleNamespace(encoder=None)
+    monkeypatch.setattr(gpu.Pipeline, "from_recipe", lambda *_: pipeline)
+    monkeypatch.setattr(cast, "identity", lambda who, parts: toys.identity(who.name))
+    found = gpu.run(device="cpu", rounds=1, out=tmp_path)
+    text = (tmp_path / "gpu.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    assert len(lines) == len(found["lines"]) > 10
+    assert all("| CPU, tiny shapes |" in line for line in lines)
+    assert gpu.NO_GPU in text
+    flops = {line["what"]: line["flops"] for line in found["lines"]}
+    assert flops["matrix product 64²"] == 2 * 64**3
+    assert flops["denoiser, one pass"] > 0
+    assert flops["denoiser at 48x48, one pass"] > flops["denoiser, one pass"]
+
+
+def test_forced_boxes_are_the_same_on_every_frame() -> None:
+    class Pack:
+        encoder = None
+        seen = 0
+
+        def detect(self, frames):
+            self.seen += len(frames)
+
+    pack = Pack()
+    faces = gpu.Forced(pack, 3).detect(torch.zeros(4, 3, 60, 90))
+    assert pack.seen == 4
+    assert faces.frame.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    torch.testing.assert_close(faces.box[:3], faces.box[9:])
+    assert bool((faces.landmarks[..., 0] <= 90).all())
+    inside = (faces.landmarks >= faces.box[:, None, :2]) & (faces.landmarks <= faces.box[:, None, 2:])
+    assert bool(inside.all())
+
+
+def test_production_sizes_are_the_published_ones() -> None:
+    """1.3 billion weights and the tokens of 480p, without making them."""
+    from diffusers import SkyReelsV2Transformer3DModel
+
+    with torch.device("meta"):
+        network = SkyReelsV2Transformer3DModel(in_channels=16, out_channels=16, **gpu.FULL.network)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(1.42e9, rel=0.02)
+    frames, (height, width) = (gpu.FULL.window - 1) // 4 + 1, gpu.FULL.blueprint
+    assert frames * (height // 16) * (width // 16) == 32760
