@@ -13,7 +13,7 @@ from torch.nn import functional
 from facelock.closed_loop import Cast, ClosedLoop, Work, keep, similarity, spare
 from facelock.geometry import crop_window, paste_onto
 from facelock.protocols import FacePack, FaceRestorer, Upscaler
-from facelock.share_search import search_for
+from facelock.share_search import Search, search_for
 from facelock.types import AlignRecord, Identity
 
 logger = logging.getLogger(__name__)
@@ -72,63 +72,65 @@ class RestoreLoop(ClosedLoop):
         """(T, 3, H, W) → (T, 3, H·scale, W·scale) in [0, 1], and a record per face."""
         work = self.take(self.upscaler.upscale(frames), identities, cast)
         if self.restorer and len(work.faces):
-            self._search(work, frames, self.restorer)
+            self._search(work, frames, self.restorer, torch.arange(len(work.faces)))
         return spare(self.finish(work), work), work.records(identities, self.target, start, consistency=True)
 
-    def _search(self, work: Work, frames: Tensor, restorer: FaceRestorer) -> None:
-        """Try shares until the search is over; the best of each face is kept in ``work``."""
-        graded = bool(getattr(restorer, "graded", False))
-        restored = work.crops if graded else restorer.restore(work.crops, work.reference)
-        footprints = self._footprints(work)
-        search = search_for(
-            self.search,
-            work.score,
-            ladder=self.ladder,
-            target=self.target,
-            tolerance=self.tolerance,
-            steps=self.steps,
-        )
-        failed = torch.zeros(len(work.faces), dtype=torch.bool)
+    def _search(self, work: Work, frames: Tensor, restorer: FaceRestorer, trying: Tensor) -> None:
+        """Try shares for the faces ``trying`` until the search is over; the best of each is kept in ``work``."""
+        plain, reference = work.crops[trying], work.reference[trying]
+        restored = plain if getattr(restorer, "graded", False) else restorer.restore(plain, reference)
+        footprints = self._footprints(work, trying)
+        search = self._searching(work.score[trying])
+        failed = torch.zeros(len(trying), dtype=torch.bool)
         rung, (faces, shares) = 0, search.next()
         while len(faces):
-            for index, share in zip(faces.split(AT_ONCE), shares.split(AT_ONCE), strict=True):
-                crops, finite = self._candidates(work, restored, index, share)
-                failed[index[~finite]] = True
+            for rows, share in zip(faces.split(AT_ONCE), shares.split(AT_ONCE), strict=True):
+                index = trying[rows]
+                crops, finite = self._candidates(work, restored[rows], index, share)
                 shown = self.paste(work, crops, index)
-                score = similarity(self.embed(work, shown, index), work.reference[index])
+                score = similarity(self.embed(work, shown, index), reference[rows])
                 distance = self._distance(
-                    shown, frames, work.faces.frame[index], [footprints[i] for i in index]
+                    shown, frames, work.faces.frame[index], [footprints[i] for i in rows]
                 )
-                good = search.tell(index, score, finite & (distance <= self.consistency), work.score[index])
+                good = search.tell(rows, score, finite & (distance <= self.consistency), work.score[index])
                 keep(work, index[good], crops[good], shown[good], score[good], rung)
                 work.consistency[index[good]], work.share[index[good]] = distance[good], share[good]
+                failed[rows[~finite]] = True
             rung, (faces, shares) = rung + 1, search.next()
         if bool(failed.any()):
             logger.warning("%d restored faces hold NaN or infinity; they stay as enlarged", int(failed.sum()))
 
+    def _searching(self, plain: Tensor) -> Search:
+        options = {
+            "ladder": self.ladder,
+            "target": self.target,
+            "tolerance": self.tolerance,
+            "steps": self.steps,
+        }
+        return search_for(self.search, plain, **options)  # type: ignore[arg-type]
+
     def _candidates(
         self, work: Work, restored: Tensor, index: Tensor, share: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(n, 3, S, S) crops of the faces ``index`` with ``share`` (n,) of restoration in them, and (n,) whether each
-        is made of numbers; where not, it is the plain crop, which is not to be kept."""
+        """(n, 3, S, S) crops of the faces ``index`` with ``share`` (n,) of ``restored`` (n, 3, S, S) in them, and (n,)
+        whether each is made of numbers; where not, it is the plain crop, which is not to be kept."""
         plain = work.crops[index]
         if getattr(self.restorer, "graded", False):
             crops = self.restorer.restore_by(plain, work.reference[index], share)  # type: ignore[union-attr]
         else:
-            crops = plain + share[:, None, None, None] * (restored[index] - plain)
+            crops = plain + share[:, None, None, None] * (restored - plain)
         finite = crops.isfinite().flatten(1).all(1)
         return torch.where(finite[:, None, None, None], crops, plain), finite
 
-    def _footprints(self, work: Work) -> list[Footprint]:
-        """One per face, in the pixels of the locked frames."""
+    def _footprints(self, work: Work, faces: Tensor) -> list[Footprint]:
+        """One per face of ``faces``, in the pixels of the locked frames."""
         blank, white = torch.zeros_like(work.frames[:1]), torch.ones_like(work.crops[:1])
-        found = []
-        for i, matrix in enumerate(work.matrices):
-            rows, columns = _square(matrix, self.crop.size, blank.shape[-2:], self.upscaler.scale)
-            paste_onto(blank, torch.zeros(1, dtype=torch.long), work.matrices[i : i + 1], white, self.mask)
-            under = blank[..., _larger(rows, self.upscaler.scale), _larger(columns, self.upscaler.scale)]
-            weight = functional.avg_pool2d(under, self.upscaler.scale)[0].double()
-            found.append(Footprint(rows, columns, weight))
+        found, scale = [], self.upscaler.scale
+        for matrix in work.matrices[faces]:
+            rows, columns = _square(matrix, self.crop.size, blank.shape[-2:], scale)
+            paste_onto(blank, torch.zeros(1, dtype=torch.long), matrix[None], white, self.mask)
+            under = blank[..., _larger(rows, scale), _larger(columns, scale)]
+            found.append(Footprint(rows, columns, functional.avg_pool2d(under, scale)[0].double()))
             under.zero_()
         return found
 

@@ -58,9 +58,10 @@ class Srvgg(nn.Module):
         return self.depth + 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Enlarge."""
+        """Enlarge. Only the residual is computed in the weights' type: bfloat16 has no room for 256 shades."""
         base = F.interpolate(x, scale_factor=float(self.scale), mode="nearest")
-        return base + F.pixel_shuffle(self.body(x), self.scale)
+        residual = self.body(x.to(self.body[0].weight.dtype))
+        return base + F.pixel_shuffle(residual, self.scale).to(x.dtype)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> Srvgg:

@@ -48,7 +48,6 @@ class CompactUpscaler:
             str(path),
             scale=net.scale,
             device=device,
-            dtype=dtype,
             batch=1 if torch.device(device).type == "cpu" else min(batch, 4),
             tile=tile,
             overlap=overlap,
