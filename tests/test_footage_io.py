@@ -467,7 +467,7 @@ def test_a_reader_that_stops_early_leaves_no_process(plain):
 
 def test_the_decoder_knows_no_torch_and_is_bounded(plain):
     code = (
-        "import json, resource, sys\nfrom facelock import video_worker as w\n"
+        "import json, resource, sys\nfrom facelock.video import worker as w\n"
         "w.answer({'path': sys.argv[1], 'mode': 'probe'}, open('/dev/null', 'wb', 0))\n"
         "print('torch' in sys.modules, 'numpy' in sys.modules)\n"
         "sys.argv[1] = json.dumps({'path': sys.argv[1], 'mode': 'probe'})\nw.main()\n"

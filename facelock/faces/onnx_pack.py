@@ -56,6 +56,7 @@ class OnnxEncoder:
         """Open the file. ``batch`` crops go through at once. Raises ``ModelError``, ``DeviceError``."""
         self.id = encoder_id(name, path)
         self.thresholds = thresholds
+        self.side_by_side = torch.device(device).type == "cpu"
         raw = takes_bytes(path)  # raises ModelError for what is no ONNX file
         content = rewritten(path) if torch.device(device).type == "cpu" else None
         self._session = BatchSession(path, device, batch=batch, content=content)
