@@ -24,6 +24,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -108,7 +109,19 @@ class Still:
 
 def probe(path: str | Path) -> VideoInfo:
     """Read a video's header and first picture. Raises ``InputError`` when it is missing, damaged, no video, or says
-    something absurd of itself."""
+    something absurd of itself.
+
+    A file that is as it was the last time is not opened again: who locks a clip asks thrice.
+    """
+    path = Path(path)
+    _require_file(path)
+    now = path.stat()
+    return _probed(path.absolute(), (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns))
+
+
+@lru_cache(maxsize=16)
+def _probed(path: Path, stamp: tuple[int, ...]) -> VideoInfo:
+    """``stamp`` only keys the memory: it changes when the file does. Refusals are not remembered."""
     return _info(_ask(path, "probe"))
 
 
