@@ -43,7 +43,7 @@ from facelock.tuning.footprint import Footprint, read_footprint
 from facelock.tuning.placement import Placement
 from facelock.tuning.plan import GIB, Plan, Shape, choose_plan, peak, plans
 from facelock.types import Identity, Thresholds
-from facelock.weights import digest, encoder_id, locate, require_commercial
+from facelock.weights import digest, encoder_id, locate, require_commercial, require_here
 
 logger = logging.getLogger(__name__)
 
@@ -112,13 +112,14 @@ class Assembly:
         """
         self.recipe = recipe
         self._device = resolve_device(device)
-        resolve_dtype(recipe.blueprint.precision, self._device)
-        for options in (recipe.restore.upscaler_options(), recipe.restore.restorer_options()):
-            dtype_of(options.get("precision", "float32"), self._device)
         self._perception = perception
         names = model_names(recipe)
         if commercial:
             require_commercial(names.values())
+        require_here(names.values())
+        resolve_dtype(recipe.blueprint.precision, self._device)
+        for options in (recipe.restore.upscaler_options(), recipe.restore.restorer_options()):
+            dtype_of(options.get("precision", "float32"), self._device)
         self._paths = {role: locate(name, pickled=role in PICKLED) for role, name in names.items()}
         self._paths |= _pack_files(recipe, self._paths)
         for part in ("lock", "restore"):

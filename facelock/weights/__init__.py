@@ -92,6 +92,18 @@ def _existing(name: str | Path) -> Path | None:
         return None
 
 
+def require_here(names: Iterable[str]) -> None:
+    """Raise ``ModelError``, saying how to pull it, for the first known weight that is not on this machine.
+
+    Files are looked for and not read: for what can be said before hours of digests.
+    """
+    catalog = Catalog.load()
+    for name in names:
+        entry = _named(catalog, name)
+        if entry is not None and not entry.bundled and not is_here(entry):
+            raise ModelError(missing(entry))
+
+
 def is_here(entry: Entry) -> bool:
     """Whether every file of ``entry`` is on this machine; says nothing of their content."""
     files = entry.digests()
