@@ -298,7 +298,7 @@ def _measure(
     """Measure the clip chunk by chunk; ``times`` gathers when each frame is shown."""
     judge, before, total = pipeline.parts.judge, None, info.frames
     held = BYTES_PER_READ // (12 * info.width * info.height)
-    for chunk in ahead(read_chunks(video, max(1, min(FRAMES_PER_READ, held)), usual=True)):
+    for chunk in ahead(read_chunks(video, max(1, min(FRAMES_PER_READ, held)), raw=True)):
         times.extend(chunk.times)
         rows = tuple(judge.measure(chunk.frames, cast, start=chunk.start, before=before))
         before = chunk.frames[-1]

@@ -79,20 +79,25 @@ def residual(before: Tensor, after: Tensor) -> float:
     ``before`` is moved onto ``after`` along the optical flow between them (DIS, OpenCV); what is left
     is change that no motion explains.
     """
-    first, second = (_small(crop) for crop in (before, after))
+    return residual_of_stills(still(before), still(after))
+
+
+def residual_of_stills(first: Bytes, second: Bytes) -> float:
+    """The same of two crops that were made small already (:func:`still`)."""
     grays = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (second, first)]
-    still = np.zeros((*grays[0].shape, 2), dtype=np.float32)
-    flow = cv2.DISOpticalFlow.create(cv2.DISOpticalFlow_PRESET_FAST).calc(grays[0], grays[1], still)
+    rest = np.zeros((*grays[0].shape, 2), dtype=np.float32)
+    flow = cv2.DISOpticalFlow.create(cv2.DISOpticalFlow_PRESET_FAST).calc(grays[0], grays[1], rest)
     rows, columns = np.indices(grays[0].shape, dtype=np.float32)
     moved = cv2.remap(
         first, columns + flow[..., 0], rows + flow[..., 1], cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE
     )
-    difference = np.abs(moved.astype(np.float64) - second)
+    difference = cv2.absdiff(moved, second)
     edge = RESIDUAL_SIDE // 14  # what enters at the border was not there to be moved
     return float(difference[edge:-edge, edge:-edge].mean() / 255)
 
 
-def _small(crop: Tensor) -> Bytes:
+def still(crop: Tensor) -> Bytes:
+    """A crop (3, S, S) as small as it is compared between frames: (56, 56, 3) bytes."""
     side = (RESIDUAL_SIDE, RESIDUAL_SIDE)
     small = functional.interpolate(
         crop[None].float(), side, mode="bilinear", antialias=True, align_corners=False
@@ -101,7 +106,9 @@ def _small(crop: Tensor) -> Bytes:
 
 
 def to_bytes(picture: Tensor) -> Bytes:
-    """(3, H, W) in [0, 1] → (H, W, 3) uint8."""
+    """(3, H, W) in [0, 1], or bytes already → (H, W, 3) uint8."""
+    if picture.dtype == torch.uint8:
+        return picture.detach().permute(1, 2, 0).cpu().numpy()
     return (picture.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 

@@ -10,8 +10,9 @@ What is measured is what the frame will show: a candidate is pasted back, cut ou
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -21,10 +22,13 @@ from torch.nn import functional
 from facelock.geometry import paste_crops, paste_onto, similarity_from_landmarks, soft_mask, warp_crops
 from facelock.identity import embedding_of
 from facelock.protocols import Aligner, FacePack
+from facelock.runtime import BUSY_BATCH, side_by_side
 from facelock.types import AlignRecord, CropSpec, Faces, Identity
 
 EDGE = 0.22
 """Fading part of a crop's mask, from the middle to the border."""
+GROUP = BUSY_BATCH
+"""Frames or faces that a lane takes at once: one batch of the networks', and few enough that all lanes end together."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,29 @@ def _bystanders(faces: Faces, index: Tensor) -> Faces:
     return faces.select(left)
 
 
+def runs_beside(part: object) -> bool:
+    """Whether calls of a pack, aligner or restorer are worth making from several threads at once, and may be."""
+    return bool(getattr(part, "side_by_side", False))
+
+
+def joined(works: Sequence[Work]) -> Work:
+    """The work on consecutive groups of frames as one."""
+    if len(works) == 1:
+        return works[0]
+    lengths = [len(work.frames) for work in works]
+    spared = [work.spared for work in works if work.spared is not None]
+    columns = {
+        name: torch.cat([getattr(work, name) for work in works])
+        for name in (each.name for each in fields(Work))
+        if name not in ("faces", "spared")
+    }
+    return Work(
+        faces=Faces.together([work.faces for work in works], lengths),
+        spared=Faces.together(spared, lengths) if spared else None,
+        **columns,
+    )
+
+
 class ClosedLoop:
     """What lock and restore have in common: find, assign, cut, paste, embed."""
 
@@ -183,11 +210,15 @@ class ClosedLoop:
         self.only_changes = False
 
     def take(self, frames: Tensor, identities: Sequence[Identity], cast: Cast | None = None) -> Work:
-        """Detect, embed, assign to characters, cut out."""
-        faces = self.pack.detect(frames)
-        own = self.pack.embed(frames, faces)
+        """Detect, embed, assign to characters, cut out: some frames beside others, where the pack is made for it."""
         encoder = self.pack.encoder
         references = torch.stack([embedding_of(identity, encoder.id) for identity in identities])
+        groups = frames.split(GROUP) if len(frames) and runs_beside(self.pack) else [frames]
+        return joined(side_by_side(lambda group: self._take(group, references, cast), groups))
+
+    def _take(self, frames: Tensor, references: Tensor, cast: Cast | None) -> Work:
+        faces, encoder = self.pack.detect(frames), self.pack.encoder
+        own = self.pack.embed(frames, faces)
         index, who = assign(faces, own, references, encoder.thresholds.far_1e2, int(frames.shape[-1]), cast)
         spared = None if cast is None else _bystanders(faces, index)
         faces, own = faces.select(index), own[index]
@@ -212,6 +243,14 @@ class ClosedLoop:
             frames.clone(),
             spared=spared,
         )
+
+    def each(self, index: Tensor, worker: object, attempt: Callable[[Tensor], None]) -> None:
+        """``attempt`` the faces ``index`` (n,), some beside others where pack and ``worker`` are made for it.
+
+        An attempt writes to the rows of its own faces only.
+        """
+        beside = len(index) and runs_beside(self.pack) and runs_beside(worker)
+        side_by_side(attempt, index.split(GROUP) if beside else [index])
 
     def paste(self, work: Work, crops: Tensor, index: Tensor) -> Tensor:
         """One new frame per face of ``index``: its own frame with its candidate in place, (n, 3, H, W)."""
@@ -281,19 +320,24 @@ class Locker(ClosedLoop):
         """
         work = self.take(frames, identities, cast)
         climbing = torch.arange(len(work.faces))
-        for rung, strength in enumerate(self.ladder):
+        for rung in range(len(self.ladder)):
             if not len(climbing):
                 break
-            beyond = 1.0 if self.takes_strength else strength
-            wanted = toward(work.own[climbing], work.reference[climbing], beyond)
-            whose = [identities[k] for k in work.who[climbing].tolist()]
-            crops = self.aligner.align(work.crops[climbing], wanted, strength, references=whose)
-            shown = self.paste(work, crops, climbing)
-            score = similarity(self.embed(work, shown, climbing), work.reference[climbing])
-            better = score > work.score[climbing]
-            keep(work, climbing[better], crops[better], shown[better], score[better], rung)
+            self.each(climbing, self.aligner, partial(self._climb, work, identities, rung))
             climbing = climbing[work.score[climbing] < self.target]
         return spare(self.finish(work), work), work.records(identities, self.target, start, consistency=False)
+
+    def _climb(self, work: Work, identities: Sequence[Identity], rung: int, index: Tensor) -> None:
+        """Align the faces ``index`` at one strength, and keep what became better."""
+        strength = self.ladder[rung]
+        beyond = 1.0 if self.takes_strength else strength
+        wanted = toward(work.own[index], work.reference[index], beyond)
+        whose = [identities[k] for k in work.who[index].tolist()]
+        crops = self.aligner.align(work.crops[index], wanted, strength, references=whose)
+        shown = self.paste(work, crops, index)
+        score = similarity(self.embed(work, shown, index), work.reference[index])
+        better = score > work.score[index]
+        keep(work, index[better], crops[better], shown[better], score[better], rung)
 
 
 def changed(before: Tensor, after: Tensor) -> Tensor:

@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -71,6 +74,7 @@ _POOLED = 4.0
 """Source pixels per new pixel from which the source is first reduced by a whole factor."""
 _TINY = 1e-12
 
+T = TypeVar("T", Tensor, NDArray[np.float64])
 Affine = tuple[float, float, float, float, float, float]
 """``(a, b, tx, c, d, ty)``: ``x' = a·x + b·y + tx`` and ``y' = c·x + d·y + ty``."""
 
@@ -81,22 +85,23 @@ def similarity_from_landmarks(landmarks: Tensor, spec: CropSpec) -> Tensor:
     ``landmarks`` is (N, 5, 2) in pixels; returns (N, 2, 3) float32 on the CPU. Five landmarks in one point,
     which no detector should report, are answered with a shift.
     """
-    points = landmarks.detach().cpu().double()
-    template = torch.tensor(spec.template, dtype=torch.float64)
-    middle, goal = _mean(points.unbind(1)), _mean(template.unbind(0))
-    a, b = (points - middle[:, None]).unbind(-1), (template - goal).unbind(-1)
-    power = _sum((a[0] * a[0] + a[1] * a[1]).unbind(1))
-    along = _sum((a[0] * b[0] + a[1] * b[1]).unbind(1))
-    across = _sum((a[0] * b[1] - a[1] * b[0]).unbind(1))
+    points = landmarks.detach().cpu().numpy().astype(np.float64)  # numpy: few numbers, many operations
+    template = np.array(spec.template, dtype=np.float64)
+    middle, goal = _mean(list(points.transpose(1, 0, 2))), _mean(list(template))
+    (a, c), (b, d) = (points - middle[:, None]).transpose(2, 1, 0), (template - goal).T
+    power = _sum(list(a * a + c * c))
+    along = _sum(list(a * b[:, None] + c * d[:, None]))
+    across = _sum(list(a * d[:, None] - c * b[:, None]))
     usable = (power > _TINY) & (along * along + across * across > _TINY)
-    power = torch.where(usable, power, 1.0)
-    c, s = torch.where(usable, along, 1.0) / power, torch.where(usable, across, 0.0) / power
-    x = goal[0] - (c * middle[:, 0] - s * middle[:, 1])
-    y = goal[1] - (s * middle[:, 0] + c * middle[:, 1])
-    return torch.stack([c, -s, x, s, c, y], 1).view(-1, 2, 3).float()
+    power = np.where(usable, power, 1.0)
+    cos, sin = np.where(usable, along, 1.0) / power, np.where(usable, across, 0.0) / power
+    x = goal[0] - (cos * middle[:, 0] - sin * middle[:, 1])
+    y = goal[1] - (sin * middle[:, 0] + cos * middle[:, 1])
+    rows = np.stack([cos, -sin, x, sin, cos, y], 1).reshape(-1, 2, 3)
+    return torch.from_numpy(rows.astype(np.float32))
 
 
-def _sum(parts: Sequence[Tensor]) -> Tensor:
+def _sum(parts: Sequence[T]) -> T:
     """Sum from left to right; ``Tensor.sum`` may choose another order for another batch."""
     total = parts[0]
     for part in parts[1:]:
@@ -104,7 +109,7 @@ def _sum(parts: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def _mean(parts: Sequence[Tensor]) -> Tensor:
+def _mean(parts: Sequence[T]) -> T:
     return _sum(parts) / len(parts)
 
 
@@ -201,14 +206,19 @@ def _grid(affine: Affine, window: tuple[int, int, int, int], fine: int, source: 
     a, b, x, c, d, y = affine
     left, top, width, height = window
     rows, columns = (
-        (torch.arange(count * fine, dtype=torch.float64) + 0.5) / fine - 0.5 + start
+        (np.arange(count * fine, dtype=np.float64) + 0.5) / fine - 0.5 + start
         for count, start in ((height, top), (width, left))
     )
     high, wide = source.shape[-2:]
     x_across, x_down = columns * (2 * a / wide), rows * (2 * b / wide) + ((2 * x + 1) / wide - 1)
     y_across, y_down = columns * (2 * c / high), rows * (2 * d / high) + ((2 * y + 1) / high - 1)
-    lines = [line.to(source.device, source.dtype) for line in (x_across, x_down, y_across, y_down)]
-    return torch.stack([lines[0] + lines[1][:, None], lines[2] + lines[3][:, None]], -1)[None]
+    lines = [line.astype(np.float32) for line in (x_across, x_down, y_across, y_down)]
+    grid = np.empty(
+        (1, len(rows), len(columns), 2), np.float32
+    )  # numpy: a face's few numbers cost torch ten calls
+    np.add(lines[0], lines[1][:, None], out=grid[0, ..., 0])
+    np.add(lines[2], lines[3][:, None], out=grid[0, ..., 1])
+    return torch.from_numpy(grid).to(source.device, source.dtype)
 
 
 def soft_mask(size: int, edge: float = 0.3) -> Tensor:

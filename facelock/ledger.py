@@ -13,7 +13,6 @@ stranger cannot hide behind a blurred face in the background.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,15 +21,18 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from facelock.appearance import face_tile, jpeg, mouth_and_eyes, residual, sharpness
+from facelock.appearance import face_tile, jpeg, mouth_and_eyes, residual_of_stills, sharpness, still
 from facelock.errors import FaceLockError
 from facelock.geometry import estimate_pose, similarity_from_landmarks, warp_crops
 from facelock.identity import embedding_of
 from facelock.protocols import Cropper, FacePack
+from facelock.runtime import BUSY_BATCH, side_by_side
 from facelock.types import Faces, Identity, LedgerRow, Status, Thresholds, Unreadable
 
 NOBODY = -1
 """In an assignment: no face is left for this character."""
+GROUP = BUSY_BATCH
+"""Frames that a lane looks at at once."""
 _BEHIND = 4.0
 """Taken off an unreadable face's similarity when faces are assigned: more than any readable face can lack."""
 
@@ -81,7 +83,7 @@ def measure(
     limits: ReadabilityLimits | None = None,
     before: Tensor | None = None,
 ) -> tuple[LedgerRow, ...]:
-    """Measure (T, 3, H, W) frames: T × K rows, by frame, then in the order of ``identities``.
+    """Measure (T, 3, H, W) frames in [0, 1], or of bytes: T × K rows, by frame, then in the order of ``identities``.
 
     ``start`` is the clip's index of the first frame. ``before`` (3, H, W) is the frame just before it,
     where there is one: with it the first row gets its residual too, so that flicker at the seam of two
@@ -89,18 +91,28 @@ def measure(
     """
     references = _references(identities, pack.encoder.id)
     limits = limits or ReadabilityLimits()
-    cast = _recognise(frames, pack, references, limits)
+    seam = None if before is None else _recognise(before[None], pack, references, limits).crops_of(0)
+    return _rows(_recognise(frames, pack, references, limits), pack, identities, start, seam)
+
+
+def _rows(
+    cast: _Cast, pack: FacePack, identities: Sequence[Identity], start: int, seam: Crops | None
+) -> tuple[LedgerRow, ...]:
+    """``seam`` holds the characters' crops in the frame before the first."""
     rows = [
         _row(frame, character, cast, identities, pack.encoder.thresholds)
-        for frame in range(len(frames))
+        for frame in range(len(cast.chosen))
         for character in range(len(identities))
     ]
-    seam = None if before is None else _recognise(before[None].to(frames), pack, references, limits)
     residuals = _residuals(cast, seam, len(identities))
     return tuple(
         replace(row, frame=row.frame + start, residual=left)
         for row, left in zip(rows, residuals, strict=True)
     )
+
+
+Crops = list[Tensor | None]
+"""Of one frame, by character; None where a character is not seen."""
 
 
 @dataclass(frozen=True)
@@ -113,32 +125,51 @@ class _Cast:
     chosen: list[list[int]]
     """Per frame and character, the index of the face, or ``NOBODY``."""
 
-    def crop(self, frame: int, character: int) -> Tensor | None:
-        """The character's face in a frame."""
-        face = self.chosen[frame][character]
-        return None if face == NOBODY else self.sight.crops[face]
+    def crops_of(self, frame: int) -> Crops:
+        """The characters' faces in a frame."""
+        return [None if face == NOBODY else self.sight.crops[face] for face in self.chosen[frame]]
 
 
 def _recognise(frames: Tensor, pack: FacePack, references: Tensor, limits: ReadabilityLimits) -> _Cast:
-    faces = pack.detect(frames)
-    sight = _look(frames, faces, pack, limits)
-    seen = pack.encoder.embed_crops(sight.crops) if isinstance(pack, Cropper) else pack.embed(frames, faces)
-    similarity = _similarities(seen, references)
+    if frames.dtype == torch.uint8 and not getattr(pack, "takes_bytes", False):
+        frames = frames.float() / 255
+    beside = len(frames) and getattr(pack, "side_by_side", False)
+    groups = frames.split(GROUP) if beside else [frames]
+    sights, seen = zip(*side_by_side(lambda group: _seen(group, pack, limits), groups), strict=True)
+    sight = _together(sights, [len(group) for group in groups])
+    similarity = _similarities(torch.cat(seen), references)
     return _Cast(sight, similarity, _assign_frames(similarity, sight, len(frames)))
 
 
-def _residuals(cast: _Cast, seam: _Cast | None, characters: int) -> list[float | None]:
-    """Per row, what is left after motion compensation to the frame before, of which ``seam`` is the first one's."""
-    frames = len(cast.chosen)
-    first = [seam.crop(0, character) if seam else None for character in range(characters)]
-    now = [cast.crop(frame, character) for frame in range(frames) for character in range(characters)]
-    earlier = [*first, *now][: len(now)]
-    with ThreadPoolExecutor(torch.get_num_threads()) as lanes:
-        return list(lanes.map(_residual, earlier, now))
+def _seen(frames: Tensor, pack: FacePack, limits: ReadabilityLimits) -> tuple[Sight, Tensor]:
+    """All faces, and their embeddings (N, D)."""
+    faces = pack.detect(frames)
+    sight = _look(frames, faces, pack, limits)
+    cut = isinstance(pack, Cropper)
+    return sight, pack.encoder.embed_crops(sight.crops) if cut else pack.embed(frames, faces)
 
 
-def _residual(before: Tensor | None, after: Tensor | None) -> float | None:
-    return None if before is None or after is None else residual(before, after)
+def _together(sights: Sequence[Sight], lengths: Sequence[int]) -> Sight:
+    """What is seen in groups of frames, as of all frames."""
+    columns = ("crops", "yaw", "pitch", "roll", "sharpness", "mouth", "eyes")
+    return Sight(
+        faces=Faces.together([sight.faces for sight in sights], lengths),
+        reasons=tuple(reason for sight in sights for reason in sight.reasons),
+        **{name: torch.cat([getattr(sight, name) for sight in sights]) for name in columns},
+    )
+
+
+def _residuals(cast: _Cast, seam: Crops | None, characters: int) -> list[float | None]:
+    """Per row, what is left after motion compensation to the frame before; ``seam`` is the one before the first."""
+    now = [crop for frame in range(len(cast.chosen)) for crop in cast.crops_of(frame)]
+    crops = [*(seam or [None] * characters), *now]
+    stills = side_by_side(lambda crop: None if crop is None else still(crop), crops)
+    pairs = list(zip(stills, stills[characters:], strict=False))
+    return side_by_side(lambda pair: _residual(*pair), pairs)
+
+
+def _residual(before: NDArray[np.uint8] | None, after: NDArray[np.uint8] | None) -> float | None:
+    return None if before is None or after is None else residual_of_stills(before, after)
 
 
 def _references(identities: Sequence[Identity], encoder: str) -> Tensor:
@@ -290,11 +321,22 @@ def _likeness(row: LedgerRow) -> float:
 
 
 @dataclass(frozen=True)
+class _Latest:
+    """A frame that was looked at, for whom, and what they look like in it."""
+
+    frame: Tensor
+    references: Tensor
+    crops: Crops
+
+
+@dataclass(frozen=True)
 class Judge:
     """A face pack that measures, with its limits: what the pipeline and ``facelock verify`` hold."""
 
     pack: FacePack
     limits: ReadabilityLimits = field(default_factory=ReadabilityLimits)
+    _latest: list[_Latest] = field(default_factory=list, repr=False, compare=False)
+    """Of the last call, so that the next need not look at the same frame again; changes no result."""
 
     @property
     def thresholds(self) -> Thresholds:
@@ -310,7 +352,22 @@ class Judge:
         self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0, before: Tensor | None = None
     ) -> tuple[LedgerRow, ...]:
         """See :func:`measure`."""
-        return measure(frames, self.pack, identities, start=start, limits=self.limits, before=before)
+        references = _references(identities, self.encoder)
+        seam = None if before is None else self._seam(before, references)
+        cast = _recognise(frames, self.pack, references, self.limits)
+        if len(frames):
+            self._latest[:] = [_Latest(frames[-1].clone(), references, cast.crops_of(-1))]
+        return _rows(cast, self.pack, identities, start, seam)
+
+    def _seam(self, before: Tensor, references: Tensor) -> Crops:
+        """The characters' crops in the frame ``before``."""
+        for latest in list(self._latest):
+            if latest.frame.dtype == before.dtype and all(
+                torch.equal(mine, theirs)
+                for mine, theirs in ((latest.frame, before), (latest.references, references))
+            ):
+                return latest.crops
+        return _recognise(before[None], self.pack, references, self.limits).crops_of(0)
 
     def thumbnails(
         self, frames: Tensor, rows: Sequence[LedgerRow], *, start: int = 0, at: Collection[int] | None = None

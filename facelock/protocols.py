@@ -1,4 +1,8 @@
-"""The verbs of FaceLock: what a backbone, an aligner, an upscaler, a restorer and a face pack do."""
+"""The verbs of FaceLock: what a backbone, an aligner, an upscaler, a restorer and a face pack do.
+
+A pack, an aligner or a restorer that may be called from several threads at once, and whose calls take one core each, as
+those of small networks on a CPU do, says so with an attribute ``side_by_side = True``.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -72,7 +73,8 @@ class RestoreLoop(ClosedLoop):
         """(T, 3, H, W) → (T, 3, H·scale, W·scale) in [0, 1], and a record per face."""
         work = self.take(self.upscaler.upscale(frames), identities, cast)
         if self.restorer and len(work.faces):
-            self._search(work, frames, self.restorer, torch.arange(len(work.faces)))
+            everyone = torch.arange(len(work.faces))
+            self.each(everyone, self.restorer, partial(self._search, work, frames, self.restorer))
         return spare(self.finish(work), work), work.records(identities, self.target, start, consistency=True)
 
     def _search(self, work: Work, frames: Tensor, restorer: FaceRestorer, trying: Tensor) -> None:

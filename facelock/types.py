@@ -9,7 +9,7 @@ OpenCV: the centre of the top-left pixel is (0, 0), x to the right, y down.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fractions import Fraction
@@ -70,6 +70,16 @@ class Faces:
     def select(self, index: Tensor) -> Faces:
         """Return the faces at ``index`` (a bool mask or int64 indices)."""
         return Faces(self.frame[index], self.box[index], self.landmarks[index], self.score[index])
+
+    @staticmethod
+    def together(parts: Sequence[Faces], lengths: Sequence[int]) -> Faces:
+        """Faces found in consecutive batches of ``lengths`` frames, as those of all frames."""
+        import torch
+
+        starts = [sum(lengths[:k]) for k in range(len(lengths))]
+        frame = torch.cat([part.frame + start for part, start in zip(parts, starts, strict=True)])
+        rest = (torch.cat([getattr(part, name) for part in parts]) for name in ("box", "landmarks", "score"))
+        return Faces(frame, *rest)
 
 
 @dataclass(frozen=True)

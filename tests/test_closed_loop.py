@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from facelock.closed_loop import Locker, assign
+from facelock.closed_loop import Cast, Locker, assign
 from facelock.errors import InputError
 from facelock.geometry import ARCFACE112, INSWAPPER128, similarity_from_landmarks, warp_crops
 from facelock.restore_loop import RestoreLoop
@@ -301,3 +301,47 @@ def test_without_a_restorer_frames_are_enlarged_and_measured():
     out, records = loop(None).restore(frames, [person("red", RED)])
     assert torch.equal(out, Upscaler().upscale(frames))
     assert [r.rung for r in records] == [-1, -1] and records[0].before == records[0].after
+
+
+class Beside:
+    """Says that it may be called from several threads."""
+
+    side_by_side = True
+
+
+class PackBeside(Beside, Pack):
+    """A pack for lanes."""
+
+
+class AlignerBeside(Beside, Aligner):
+    """An aligner for lanes."""
+
+
+class RestorerBeside(Beside, Restorer):
+    """A restorer for lanes."""
+
+
+def test_lanes_change_nothing():
+    """With two threads, frames go through some beside others; frames, records and spared faces are the same."""
+    frames = clip(11)
+    frames[4] = 0.05
+    cast = [person("red", RED), person("blue", BLUE)]
+    told = Cast((GREEN[None], GREEN[None] * 0 + RED), BLUE[None], 0.0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for places, given in ((((0.5, 0.5),), None), (TWO, None), (TWO, told)):
+            plain = locker(Pack(places), Aligner(mix=0.3)).lock(frames, cast, cast=given, start=5)
+            aligner = AlignerBeside(mix=0.3)
+            lanes = locker(PackBeside(places), aligner).lock(frames, cast, cast=given, start=5)
+            assert torch.equal(plain[0], lanes[0]) and plain[1] == lanes[1]
+            assert len(aligner.calls) > 4  # it was cut into groups
+        ours, theirs = (
+            RestoreLoop(pack, Upscaler(), made, ladder=(1.0, 0.5), target=2.0, consistency=0.2).restore(
+                frames, cast
+            )
+            for pack, made in ((Pack(TWO), Restorer()), (PackBeside(TWO), RestorerBeside()))
+        )
+        assert torch.equal(ours[0], theirs[0]) and ours[1] == theirs[1]
+    finally:
+        torch.set_num_threads(before)

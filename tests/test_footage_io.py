@@ -192,6 +192,9 @@ def test_usual_colours_are_those_of_everybodys_readers(folder, plain):
             theirs = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         pictures = torch.from_numpy(np.stack(theirs)).permute(0, 3, 1, 2).float() / 255
         assert torch.equal(chunk.frames, pictures)
+        (raw,) = read_chunks(path, 100, raw=True)
+        assert raw.frames.dtype == torch.uint8 and torch.equal(raw.frames.float() / 255, pictures)
+        assert raw.times == chunk.times and raw.frames.permute(0, 2, 3, 1).is_contiguous()
         (exact,) = read_chunks(path, 100)
         assert 0 < float((exact.frames - pictures).abs().mean()) < 0.05
 
@@ -536,3 +539,16 @@ def test_mutated_videos_never_crash_or_hang(folder):
             list(read_stills(path))
         except InputError as error:
             assert "\n" not in str(error)
+
+
+def test_a_file_is_probed_once_until_it_changes(folder, monkeypatch):
+    path, asked = video(folder / "once.mp4", ramps(2, 64, 96)), []
+    ask = footage_io._ask
+    monkeypatch.setattr(footage_io, "_ask", lambda *given: asked.append(given) or ask(*given))
+    first = probe(path)
+    assert probe(str(path)) == first and len(asked) == 1
+    video(path, ramps(3, 32, 64))
+    assert probe(path).width == 64 != first.width and len(asked) == 2
+    path.unlink()
+    with pytest.raises(InputError, match="there is no such file"):
+        probe(path)

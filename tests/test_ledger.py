@@ -202,6 +202,37 @@ def test_the_frame_before_gives_the_seam_its_residual():
     assert seam == whole[3:]
 
 
+def test_a_judge_looks_once_at_a_frame_between_two_chunks():
+    frames, looked = clip(9), []
+
+    class Counting(FakePack):
+        def detect(self, frames):
+            looked.append(len(frames))
+            return super().detect(frames)
+
+    spots = [Spot(frame, 60 + 5 * frame, ALIKE if frame % 2 else (0.2, 1.0, 0.0)) for frame in range(9)]
+    judge, whole = Judge(Counting(spots)), measure(frames, FakePack(spots), [MARIA])
+    rows = [
+        *judge.measure(frames[:4], [MARIA]),
+        *judge.measure(frames[4:], [MARIA], start=4, before=frames[3].clone()),
+    ]
+    assert tuple(rows) == whole and looked == [4, 5]
+    again = judge.measure(frames[4:], [MARIA], start=4, before=frames[3])  # the last one seen is another now
+    assert again == whole[4:] and looked == [4, 5, 1, 5]
+    other = Identity("leo", {"judge@000000000000": torch.tensor([0.0, 1.0, 0.0])})
+    assert judge.measure(frames[:2], [other], before=frames[8]) and looked[-2:] == [1, 2]  # for somebody else
+    assert judge.measure(frames[:1], [other], before=(frames[1] * 255).byte()) and looked[-2:] == [1, 1]
+
+
+def test_frames_may_be_bytes():
+    pictures = (clip(3) * 255).round().byte()
+    pictures[:, 0, 0, 0] = torch.tensor([0, 3, 5])  # their numbers, in hundredths
+    pack = FakePack([Spot(frame, 80, ALIKE) for frame in range(3)])
+    rows = measure(pictures.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), pack, [MARIA])
+    assert rows == measure(pictures.float() / 255, pack, [MARIA])
+    assert thumbnails(pictures, rows) == thumbnails(pictures.float() / 255, rows)
+
+
 def test_an_empty_clip_and_no_faces():
     assert measure(clip(0), FakePack([]), [MARIA]) == ()
     assert statuses([], [MARIA], frames=3) == [Status.ABSENT] * 3

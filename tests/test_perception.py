@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from facelock.faces import CrateEncoder, OnnxEncoder, Pack, ScrfdDetector, Yunet
 from facelock.faces.graph import rewritten
 from facelock.faces.kinds import takes_bytes
 from facelock.faces.pack import to_planes
+from facelock.images import read_picture
 from facelock.perception import open_perception
 from facelock.types import Faces, Thresholds
 from facelock.weights import calibration, digest
@@ -289,6 +291,24 @@ def test_prelu_rewritten_gives_the_same_numbers(tmp_path):
         for m in (str(path), content)
     )
     assert (before < 0).any() and np.abs(before - after).max() < 1e-5 * np.abs(before).max()
+
+
+@pytest.mark.parametrize("cut", ["area", "library"])
+def test_packs_see_in_bytes_what_they_see_in_floats(cut):
+    """Frames as a file holds them, interleaved, are found and embedded like the same in [0, 1]."""
+    bundled = open_perception().faces
+    pack = Pack(bundled.detector, bundled.encoder, cut=cut, look_again=True)
+    samples = Path(__file__).parents[1] / "samples" / "faces"
+    frames = [read_picture(samples / f"{name}.png").frames for name in ("maria", "leo")]
+    small = torch.nn.functional.interpolate(torch.cat(frames), (96, 96), mode="area")
+    pictures = (small * 255).round().byte().permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    faces, floats = pack.detect(pictures), pictures.float() / 255
+    again = pack.detect(floats)
+    assert len(faces) and all(
+        torch.equal(getattr(faces, k), getattr(again, k)) for k in ("frame", "box", "landmarks")
+    )
+    assert torch.equal(pack.crops(pictures, faces), pack.crops(floats, faces))
+    assert pack.side_by_side
 
 
 # -- thresholds --------------------------------------------------------------------------------------------

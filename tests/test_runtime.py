@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from facelock.errors import ConfigError, DeviceError, ModelError, StorageError
-from facelock.runtime import BatchSession, derive_seed, open_session, require_space, resolve_device
+from facelock.runtime import (
+    BatchSession,
+    derive_seed,
+    open_session,
+    require_space,
+    resolve_device,
+    side_by_side,
+)
 
 
 def test_seeds_are_fixed_distinct_and_small_enough():
@@ -118,3 +126,43 @@ def test_space_is_asked_for_in_advance(tmp_path):
     require_space(tmp_path, 1)
     with pytest.raises(StorageError, match="MiB are needed"):
         require_space(tmp_path, 2**60)
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_lanes_keep_order_nest_and_raise(three_threads):
+    def work(k):
+        inner = side_by_side(lambda j: (k, j, threading.get_ident()), range(3))
+        return inner, threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()
+
+    done = side_by_side(work, range(40))
+    assert [[part[:2] for part in inner] for inner, *_ in done] == [
+        [(k, j) for j in range(3)] for k in range(40)
+    ]
+    for inner, thread, threads, gradients in done:
+        assert thread != threading.get_ident() and threads == 1 and not gradients
+        assert {part[2] for part in inner} == {thread}
+    assert torch.get_num_threads() == 3 and torch.is_grad_enabled()
+    started = []
+    new = threading.Thread(target=lambda: started.append(torch.get_num_threads()))
+    new.start()
+    new.join()
+    assert started == [3]  # a lane's own number is nobody else's
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(lambda k: 1 // (k - 5), range(9))
+    assert side_by_side(work, []) == []
+
+
+def test_one_thread_needs_no_lanes():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert set(side_by_side(lambda _: threading.get_ident(), range(5))) == {threading.get_ident()}
+    finally:
+        torch.set_num_threads(before)

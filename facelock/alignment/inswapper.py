@@ -18,7 +18,7 @@ from torch import Tensor
 
 from facelock.errors import ModelError
 from facelock.geometry import INSWAPPER128
-from facelock.runtime import BatchSession
+from facelock.runtime import BUSY_BATCH, BatchSession
 from facelock.types import CropSpec, Identity
 
 
@@ -35,7 +35,8 @@ class InSwapper:
         Raises ``ModelError`` for a file of another kind, ``DeviceError`` when ``device`` is not the one in use.
         """
         self.encoder = encoder
-        self._session = BatchSession(path, device, batch=batch, widen=True)
+        self._session = BatchSession(path, device, batch=batch, widen=True, on_cpu=BUSY_BATCH)
+        self.side_by_side = torch.device(device).type == "cpu"
         shapes = self._session.inputs
         side = self.crop.size
         if len(shapes) != 2 or [s[2:] for s in shapes.values() if len(s) == 4] != [[side, side]]:

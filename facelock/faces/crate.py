@@ -69,6 +69,7 @@ class CrateEncoder:
         self.id = encoder_id(name, Path(path) / "model.safetensors")
         self.thresholds = thresholds
         self._device = torch.device(device)
+        self.side_by_side = self._device.type == "cpu"
         self._batch = 1 if self._device.type == "cpu" else batch
 
     @torch.inference_mode()

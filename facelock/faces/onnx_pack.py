@@ -56,6 +56,7 @@ class OnnxEncoder:
         """Open the file. ``batch`` crops go through at once. Raises ``ModelError``, ``DeviceError``."""
         self.id = encoder_id(name, path)
         self.thresholds = thresholds
+        self.side_by_side = torch.device(device).type == "cpu"
         raw = takes_bytes(path)  # raises ModelError for what is no ONNX file
         content = rewritten(path) if torch.device(device).type == "cpu" else None
         self._session = BatchSession(path, device, batch=batch, content=content)
@@ -69,8 +70,16 @@ class OnnxEncoder:
 
     def embed_crops(self, crops: Tensor) -> Tensor:
         """(N, 3, 112, 112) in [0, 1] → (N, D) float32 on the CPU, unit length."""
-        blob = crops.detach().cpu().float().numpy() * np.float32(self._scale) + np.float32(self._shift)
-        return unit_rows(self._session.run({self._input: blob})[0], self.id)
+        pictures, scale, shift = (
+            crops.detach().cpu().float().numpy(),
+            np.float32(self._scale),
+            np.float32(self._shift),
+        )
+
+        def made(rows: slice) -> dict[str, NDArray[np.float32]]:
+            return {self._input: pictures[rows] * scale + shift}
+
+        return unit_rows(self._session.run_made(len(pictures), made)[0], self.id)
 
 
 class OnnxPack(Pack):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from facelock.errors import FaceLockError, ModelError
 from facelock.faces.graph import load_model, rewritten_model
-from facelock.faces.pack import Floats, Found, gather, require_finite, to_planes
+from facelock.faces.pack import Floats, Found, gather, require_finite, to_pixels
 from facelock.runtime import BatchSession
 from facelock.types import Faces
 
@@ -50,6 +50,7 @@ class YunetDetector:
         ``ModelError``, ``DeviceError``.
         """
         self.detection_size, self.threshold = detection_size, threshold
+        self.side_by_side = torch.device(device).type == "cpu"
         self._session = BatchSession(
             path, device, content=_any_size(Path(path), torch.device(device).type == "cpu")
         )
@@ -116,9 +117,11 @@ def _blob(frame: Tensor, size: tuple[int, int]) -> Floats:
     """(1, 3, h, w): BGR in 0..255, padded with black to the right and below."""
     height, width = size
     blob = np.zeros((1, 3, height + -height % BLOCK, width + -width % BLOCK), np.float32)
-    for channel, plane in zip(blob[0], reversed(to_planes(frame)), strict=True):
-        same = plane.shape == size
-        channel[:height, :width] = plane if same else cv2.resize(plane, (width, height))
+    pixels = to_pixels(frame)
+    if pixels.shape[:2] != size:
+        pixels = np.asarray(cv2.resize(pixels, (width, height)), np.uint8)
+    for channel, plane in zip(blob[0], reversed(cv2.split(pixels)), strict=True):
+        cv2.addWeighted(plane, 1, plane, 0, 0, dst=channel[:height, :width], dtype=cv2.CV_32F)
     return blob
 
 

@@ -43,7 +43,12 @@ class Detector(Protocol):
 
 
 class Pack:
-    """A detector with any encoder: :class:`facelock.protocols.FacePack`."""
+    """A detector with any encoder: :class:`facelock.protocols.FacePack`.
+
+    Frames may also be bytes (uint8), as files hold them: detectors and libraries look at bytes in the end.
+    """
+
+    takes_bytes = True
 
     def __init__(
         self, detector: Detector, encoder: Encoder, *, cut: Cut = "area", look_again: bool = False
@@ -56,6 +61,7 @@ class Pack:
         second look with a margin around it: detectors miss faces that fill the picture.
         """
         self.detector, self.encoder, self.cut, self.look_again = detector, encoder, cut, look_again
+        self.side_by_side = all(getattr(part, "side_by_side", False) for part in (detector, encoder))
 
     def detect(self, frames: Tensor) -> Faces:
         """All faces of (T, 3, H, W) frames in [0, 1], by frame, then from the surest to the least sure.
@@ -67,7 +73,7 @@ class Pack:
         if not missed or not self.look_again:
             return faces
         margin = max(frames.shape[-2:]) // 2
-        found = self.detector.detect(functional.pad(frames[missed], [margin] * 4, value=0.5))
+        found = self.detector.detect(functional.pad(to_floats(frames[missed]), [margin] * 4, value=0.5))
         again = Faces(
             torch.tensor(missed)[found.frame], found.box - margin, found.landmarks - margin, found.score
         )
@@ -78,7 +84,7 @@ class Pack:
         spec = self.encoder.crop
         matrices = similarity_from_landmarks(faces.landmarks, spec)
         if self.cut == "area":
-            return warp_crops(frames, faces.frame, matrices, spec.size)
+            return warp_crops(to_floats(frames), faces.frame, matrices, spec.size)
         return library_crops(frames, faces.frame, matrices, spec.size)
 
     def embed(self, frames: Tensor, faces: Faces) -> Tensor:
@@ -101,12 +107,14 @@ def library_crops(frames: Tensor, frame_index: Tensor, matrices: Tensor, size: i
     ``frames`` (T, 3, H, W) in [0, 1], ``frame_index`` (N,), ``matrices`` (N, 2, 3) from frame to crop; returns
     (N, 3, size, size) float32 in [0, 1] on the CPU.
     """
-    crops = np.empty((len(frame_index), 3, size, size), np.uint8)
+    crops = np.empty((len(frame_index), size, size, 3), np.uint8)
     for crop, index, matrix in zip(crops, frame_index.tolist(), matrices.double().numpy(), strict=True):
         (left, top, right, bottom), shifted = _seen_through(matrix, size, frames.shape[-2:])
-        for plane, source in zip(crop, to_planes(frames[index, :, top:bottom, left:right]), strict=True):
-            cv2.warpAffine(source, shifted, (size, size), dst=plane)
-    return torch.from_numpy(crops).float() / 255
+        cv2.warpAffine(to_pixels(frames[index, :, top:bottom, left:right]), shifted, (size, size), dst=crop)
+    return (
+        torch.from_numpy(crops).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        / 255
+    )
 
 
 def _seen_through(
@@ -128,14 +136,28 @@ def _seen_through(
 
 
 def to_planes(frame: Tensor) -> list[Bytes]:
-    """The red, green and blue bytes (H, W) of a (3, H, W) frame in [0, 1]."""
+    """The red, green and blue bytes (H, W) of a (3, H, W) frame in [0, 1], or of bytes."""
+    if frame.dtype == torch.uint8:
+        return list(frame.detach().cpu().numpy())
     planes = frame.detach().float().cpu().numpy()
     return [cv2.addWeighted(plane, 255, plane, 0, 0, dtype=cv2.CV_8U) for plane in planes]  # type: ignore[misc]
 
 
+def to_pixels(frame: Tensor) -> Bytes:
+    """The (H, W, 3) bytes of a (3, H, W) frame in [0, 1], or of bytes; without a copy where they lie so already."""
+    if frame.dtype == torch.uint8:
+        return frame.permute(1, 2, 0).detach().cpu().numpy()
+    return np.asarray(cv2.merge(to_planes(frame)), np.uint8)
+
+
+def to_floats(frames: Tensor) -> Tensor:
+    """Frames in [0, 1], of bytes too."""
+    return frames.float() / 255 if frames.dtype == torch.uint8 else frames
+
+
 def require_finite(frames: Tensor) -> None:
     """Raise FaceLockError when a frame holds NaN or infinity."""
-    if not math.isfinite(float(frames.sum())):
+    if frames.dtype != torch.uint8 and not math.isfinite(float(frames.sum())):
         raise FaceLockError("A frame holds NaN or infinity. Some model's weights are damaged.")
 
 

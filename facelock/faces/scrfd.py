@@ -16,7 +16,7 @@ from torch import Tensor
 
 from facelock.errors import FaceLockError, ModelError
 from facelock.faces.graph import rewritten
-from facelock.faces.pack import Floats, Found, gather, require_finite, to_planes
+from facelock.faces.pack import Floats, Found, gather, require_finite, to_pixels
 from facelock.runtime import BatchSession, fixed
 from facelock.types import Faces
 
@@ -48,6 +48,7 @@ class ScrfdDetector:
         Raises ``ModelError``, ``DeviceError``.
         """
         self.threshold, self._centred = threshold, centred
+        self.side_by_side = torch.device(device).type == "cpu"
         there = torch.device(device).type == "cpu" and Path(path).is_file()
         self._session = BatchSession(path, device, batch=batch, content=rewritten(path) if there else None)
         outputs = self._session.outputs
@@ -109,10 +110,10 @@ class ScrfdDetector:
         height, width = self._inner(*frames.shape[-2:])
         squares = np.full((len(frames), 3, side, side), -127.5 / 128, np.float32)
         for square, frame in zip(squares, frames, strict=True):
-            for channel, plane in zip(square, to_planes(frame), strict=True):
-                channel[:height, :width] = cv2.resize(plane, (width, height))
-                channel[:height, :width] -= 127.5
-                channel[:height, :width] /= 128
+            planes = cv2.split(cv2.resize(to_pixels(frame), (width, height)))
+            for channel, plane in zip(square, planes, strict=True):
+                part = channel[:height, :width]
+                cv2.addWeighted(plane, 1 / 128, plane, 0, -127.5 / 128, dst=part, dtype=cv2.CV_32F)
         return squares
 
     def _faces_of(self, scores: Floats, boxes: Floats, points: Floats, scale: float) -> Found:

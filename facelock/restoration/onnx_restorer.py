@@ -9,7 +9,7 @@ from torch import Tensor
 
 from facelock.errors import ModelError
 from facelock.geometry import INSWAPPER128
-from facelock.runtime import BatchSession
+from facelock.runtime import BUSY_BATCH, BatchSession
 from facelock.types import CropSpec
 
 
@@ -23,7 +23,8 @@ class OnnxRestorer:
     ) -> None:
         """Open the file. ``encoder`` is the id of the recogniser whose embeddings it takes. Raises ``ModelError``."""
         self.encoder = encoder
-        self._session = BatchSession(path, device, batch=batch, widen=True)
+        self._session = BatchSession(path, device, batch=batch, widen=True, on_cpu=BUSY_BATCH)
+        self.side_by_side = torch.device(device).type == "cpu"
         shapes = self._session.inputs
         if set(shapes) != {"target", "source"} or shapes["target"][2:] != [self.crop.size] * 2:
             raise ModelError(

@@ -24,6 +24,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -108,7 +109,19 @@ class Still:
 
 def probe(path: str | Path) -> VideoInfo:
     """Read a video's header and first picture. Raises ``InputError`` when it is missing, damaged, no video, or says
-    something absurd of itself."""
+    something absurd of itself.
+
+    A file that is as it was the last time is not opened again: who locks a clip asks thrice.
+    """
+    path = Path(path)
+    _require_file(path)
+    now = path.stat()
+    return _probed(path.absolute(), (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns))
+
+
+@lru_cache(maxsize=16)
+def _probed(path: Path, stamp: tuple[int, ...]) -> VideoInfo:
+    """``stamp`` only keys the memory: it changes when the file does. Refusals are not remembered."""
     return _info(_ask(path, "probe"))
 
 
@@ -122,16 +135,19 @@ def check_audio(path: str | Path) -> None:
     _ask(path, "sound")
 
 
-def read_chunks(path: str | Path, length: int, *, start: int = 0, usual: bool = False) -> Iterator[Chunk]:
+def read_chunks(
+    path: str | Path, length: int, *, start: int = 0, usual: bool = False, raw: bool = False
+) -> Iterator[Chunk]:
     """Decode a video into chunks of ``length`` frames (the last one may be shorter), upright RGB.
 
     ``start`` is the index of the first frame to hand out. One chunk is in memory at a time. Colours are by the file's
     own matrix and range, exact; with ``usual`` they are what OpenCV's and PyAV's readers give, which differ by a level
-    or two: recognisers are usually fed those. Raises ``InputError`` when the file cannot be decoded, or ends before
-    the number of frames that it says it has.
+    or two: recognisers are usually fed those. ``raw`` frames are the bytes themselves, (T, 3, H, W) uint8, as views of
+    interleaved pictures. Raises ``InputError`` when the file cannot be decoded, or ends before the number of frames
+    that it says it has.
     """
     held = list[Still]()
-    with closing(VideoReader(path, skip=start, usual=usual)) as reader:
+    with closing(VideoReader(path, skip=start, usual=usual or raw, raw=raw)) as reader:
         for still in reader:
             if still.pixels is not None:
                 held.append(still)
@@ -143,7 +159,11 @@ def read_chunks(path: str | Path, length: int, *, start: int = 0, usual: bool = 
 
 
 def _chunk(stills: Sequence[Still], info: VideoInfo) -> Chunk:
-    pixels = torch.stack([still.pixels for still in stills if still.pixels is not None])
+    pictures = [still.pixels for still in stills if still.pixels is not None]
+    if pictures[0].dtype == torch.uint8:  # as they lie in memory: transposing bytes takes long
+        pixels = torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
+    else:
+        pixels = torch.stack(pictures)
     return Chunk(pixels, stills[0].index, info.fps, tuple(still.pts * info.time_base for still in stills))
 
 
@@ -166,12 +186,13 @@ class VideoReader:
         skip: int = 0,
         only: Collection[int] | None = None,
         usual: bool = False,
+        raw: bool = False,
     ) -> None:
         """Frames before ``skip``, and where ``only`` is given all others, come without pixels.
 
-        ``usual`` is explained at :func:`read_chunks`.
+        ``usual`` and ``raw`` are explained at :func:`read_chunks`; ``raw`` asks for ``usual``.
         """
-        self.path, self._usual = Path(path), usual
+        self.path, self._usual, self._bytes = Path(path), usual, raw
         wanted = None if only is None else sorted(only)
         request = {"mode": "frames", "skip": skip, "only": wanted, "usual": usual}
         self._child = _Child(self.path, request)
@@ -201,6 +222,8 @@ class VideoReader:
         if self.info.turn:
             values = np.ascontiguousarray(np.rot90(values, self.info.turn))
         planes = torch.from_numpy(values).permute(2, 0, 1)
+        if self._bytes:
+            return planes
         return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(65535 if deep else 255)
 
     def _finish(self, counts: Mapping[str, int], frames: int, ends: Fraction, odd: int) -> None:
