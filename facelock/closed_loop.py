@@ -219,7 +219,8 @@ class ClosedLoop:
     def _take(self, frames: Tensor, references: Tensor, cast: Cast | None) -> Work:
         faces, encoder = self.pack.detect(frames), self.pack.encoder
         own = self.pack.embed(frames, faces)
-        index, who = assign(faces, own, references, encoder.thresholds.far_1e2, int(frames.shape[-1]), cast)
+        strangers, width = encoder.thresholds.far_1e2, int(frames.shape[-1])
+        index, who = assign(faces, own, references, strangers, width, cast)
         spared = None if cast is None else _bystanders(faces, index)
         faces, own = faces.select(index), own[index]
         matrices = similarity_from_landmarks(faces.landmarks, self.crop)
@@ -330,8 +331,7 @@ class Locker(ClosedLoop):
     def _climb(self, work: Work, identities: Sequence[Identity], rung: int, index: Tensor) -> None:
         """Align the faces ``index`` at one strength, and keep what became better."""
         strength = self.ladder[rung]
-        beyond = 1.0 if self.takes_strength else strength
-        wanted = toward(work.own[index], work.reference[index], beyond)
+        wanted = toward(work.own[index], work.reference[index], 1.0 if self.takes_strength else strength)
         whose = [identities[k] for k in work.who[index].tolist()]
         crops = self.aligner.align(work.crops[index], wanted, strength, references=whose)
         shown = self.paste(work, crops, index)

@@ -372,3 +372,39 @@ def test_settings_that_do_not_fit_are_refused(case: tuple[Case, Path], changed: 
     with pytest.raises(ConfigError, match=words) as caught:
         load(case, **changed)
     one_sentence(caught.value)
+
+
+# ---------------------------------------------------------------------- guidance
+
+
+class Guide:
+    """Asks for ``edit`` of what is predicted, and remembers what it was told."""
+
+    def __init__(self, edit: Callable[[Tensor], Tensor]) -> None:
+        self.edit, self.told = edit, []
+
+    def begin(self, references: Any) -> None:
+        self.told.append([person.name for person in references])
+
+    def __call__(self, x0: Tensor, sigma: float, step: int, known: int) -> Tensor:
+        self.told.append((step, 0 < sigma <= 1))
+        return self.edit(x0)
+
+
+def test_a_guide_that_edits_nothing_leaves_every_bit(case: tuple[Case, Path], backbone: WanBackbone) -> None:
+    led = load(case, guide=Guide(lambda x0: x0))
+    for context in (None, tail(backbone)):
+        found = led.extend(PROMPT, context, seed=0, references=PEOPLE)
+        assert torch.equal(found, backbone.extend(PROMPT, context, seed=0, references=PEOPLE))
+
+
+def test_what_a_guide_asks_for_is_what_is_made(
+    case: tuple[Case, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide, decoded = Guide(torch.zeros_like), []
+    led = load(case, guide=guide)
+    decode = led._decode
+    monkeypatch.setattr(led, "_decode", lambda latents: (decoded.append(latents), decode(latents))[1])
+    led.extend(PROMPT, None, seed=0, references=PEOPLE)
+    assert guide.told[:3] == [["maria", "tom"], (0, True), (1, True)]
+    assert decoded[0].abs().max() < 1e-4

@@ -87,6 +87,7 @@ def test_copies_share_the_hook_and_nothing_else():
     ours = guided(UniPCMultistepScheduler).from_config(UNIPC.config)
     ours.hook = Heavy()
     twin = copy.deepcopy(ours)
+    assert twin.model_outputs is not ours.model_outputs
     twin.set_timesteps(3)
     assert twin.hook is ours.hook and len(ours.timesteps) != 3
 
@@ -160,7 +161,7 @@ def test_the_loop_reaches_a_forced_prediction_and_leaves_the_past_alone(backbone
     past = torch.randn(1, 16, 2, 4, 6, generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(backbone, "guide", Recorder(lambda x0: wanted))
     with torch.no_grad():
-        made = backbone._denoise(backbone._embed(PROMPT), past.clone(), 0)
+        made = backbone._denoise([backbone._embed(PROMPT)], past.clone(), 0)
     assert float((made[:, :, 2:] - wanted[:, :, 2:]).abs().max()) < 1e-5
     assert torch.equal(made[:, :, :2], past)
 
@@ -285,6 +286,7 @@ def test_the_tiny_decoder_is_causal_and_decodes_only_what_is_asked(tmp_path):
     later[:, :, 2] += 1  # frames 5 to 8, and what follows
     moved = (decoder(later) - whole).abs().amax((0, 2, 3, 4))
     assert float(moved[:5].max()) == 0 and float(moved[5]) > 0
+    assert float(moved[9]) > 0, "the next latent's frames remember it"
 
 
 def test_an_encoder_beside_it_is_passed_over(tmp_path):

@@ -27,6 +27,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "pipe
 SHORTER = {
     "--seconds 60": "--seconds 3 --identities 2",
     "--seconds 10 -o": "--seconds 1 -o",
+    "--seconds 6 -o": "--seconds 1 -o",
     "samples/storyboards/three-friends.yaml": "board.yaml",
     "--shot 7": "--shot 2",
 }

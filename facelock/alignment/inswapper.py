@@ -35,7 +35,7 @@ class InSwapper:
         Raises ``ModelError`` for a file of another kind, ``DeviceError`` when ``device`` is not the one in use.
         """
         self.encoder = encoder
-        self._session = BatchSession(path, device, batch=batch, widen=True, on_cpu=BUSY_BATCH)
+        self._session = BatchSession(path, device, batch=batch, on_cpu=BUSY_BATCH, widen=True)
         self.side_by_side = torch.device(device).type == "cpu"
         shapes = self._session.inputs
         side = self.crop.size

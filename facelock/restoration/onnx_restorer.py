@@ -23,7 +23,7 @@ class OnnxRestorer:
     ) -> None:
         """Open the file. ``encoder`` is the id of the recogniser whose embeddings it takes. Raises ``ModelError``."""
         self.encoder = encoder
-        self._session = BatchSession(path, device, batch=batch, widen=True, on_cpu=BUSY_BATCH)
+        self._session = BatchSession(path, device, batch=batch, on_cpu=BUSY_BATCH, widen=True)
         self.side_by_side = torch.device(device).type == "cpu"
         shapes = self._session.inputs
         if set(shapes) != {"target", "source"} or shapes["target"][2:] != [self.crop.size] * 2:
