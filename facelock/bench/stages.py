@@ -109,7 +109,7 @@ def _published(recipe: Recipe, where: torch.device) -> Any:
 
     low, folder = recipe.blueprint, locate(recipe.blueprint.model)
     with _no_bars():
-        pipe = SkyReelsV2DiffusionForcingPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(where)
+        pipe = SkyReelsV2DiffusionForcingPipeline.from_pretrained(folder, dtype=torch.float32).to(where)
     pipe.set_progress_bar_config(disable=True)
     length = min(512, pipe.tokenizer.model_max_length)
 
