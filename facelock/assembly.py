@@ -327,10 +327,12 @@ class Assembly:
             wanted["reference"] = True
         taken = inspect.signature(kind).parameters
         if "place" in wanted and "place" not in taken:
-            kind_name = self.recipe.blueprint.kind
-            raise ConfigError(
-                f"A blueprint of kind {kind_name!r} takes no [speed] choices and no plan. Leave them out."
+            sentence = (
+                f"A blueprint of kind {self.recipe.blueprint.kind!r} takes no [speed] choices and no plan."
             )
+            if self.recipe.memory.vram or wanted["place"].speed != Speed():
+                raise ConfigError(f"{sentence} Leave them out.")
+            logger.warning("%s It runs as it is.", sentence)
         return {key: value for key, value in wanted.items() if key in taken}
 
     def _memory_plan(self) -> Plan:

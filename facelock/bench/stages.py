@@ -12,7 +12,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,8 @@ def _published(recipe: Recipe, where: torch.device) -> Any:
     from diffusers import SkyReelsV2DiffusionForcingPipeline
 
     low, folder = recipe.blueprint, locate(recipe.blueprint.model)
-    pipe = SkyReelsV2DiffusionForcingPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(where)
+    with _no_bars():
+        pipe = SkyReelsV2DiffusionForcingPipeline.from_pretrained(folder, dtype=torch.float32).to(where)
     pipe.set_progress_bar_config(disable=True)
     length = min(512, pipe.tokenizer.model_max_length)
 
@@ -119,6 +121,22 @@ def _published(recipe: Recipe, where: torch.device) -> Any:
         )  # fmt: skip
 
     return call
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Silence the bars that both libraries draw while they load."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    both = (diffusers_logging, transformers_logging)
+    for library in both:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in both:
+            library.enable_progress_bar()
 
 
 # ---------------------------------------------------------------------- lock and restore

@@ -80,7 +80,7 @@ def quantise(transformer: Any, how: str, device: torch.device) -> None:
     if how == "float8":
         if not hasattr(transformer, "enable_layerwise_casting"):
             raise ConfigError(f"speed.quantise: {type(transformer).__name__} cannot hold float8. Remove it.")
-        compute = next(transformer.blocks[0].attn1.to_q.parameters()).dtype
+        compute = _usual_dtype(transformer)
         transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=compute)
         return
     if importlib.util.find_spec("torchao") is None:
@@ -89,8 +89,24 @@ def quantise(transformer: Any, how: str, device: torch.device) -> None:
         )
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    for block in transformer.blocks:
+    for block in _blocks(transformer):
         quantize_(block, Int8WeightOnlyConfig(), device=device)
+
+
+def _blocks(transformer: Any) -> torch.nn.ModuleList:
+    """The repeated blocks: the longest list of modules."""
+    lists = [module for module in transformer.children() if isinstance(module, torch.nn.ModuleList)]
+    if not lists:
+        raise ConfigError(f"speed.quantise: {type(transformer).__name__} has no repeated blocks. Remove it.")
+    return max(lists, key=len)
+
+
+def _usual_dtype(transformer: Any) -> torch.dtype:
+    """What most weights of the blocks are held in; norms and modulation may be held in float32."""
+    counts: dict[torch.dtype, int] = {}
+    for parameter in _blocks(transformer).parameters():
+        counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
+    return max(counts, key=lambda dtype: counts[dtype])
 
 
 def channels_last(vae: torch.nn.Module) -> None:
