@@ -36,7 +36,7 @@ Ladder = Annotated[tuple[Annotated[float, Field(gt=0, le=2)], ...], Field(min_le
 Model = Annotated[str, Field(min_length=1)]
 """Catalog name or path."""
 Batch = Annotated[int, Field(ge=1, le=1024)]
-"""Rows that a network takes at once on a GPU; on a CPU, ``facelock.runtime.CPU_BATCH`` at most, side by side."""
+"""Rows that a network takes at once on a GPU; on a CPU one to three, side by side (:mod:`facelock.runtime`)."""
 
 
 def _exact(rate: object) -> object:
