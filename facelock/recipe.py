@@ -49,7 +49,7 @@ Model = Annotated[str, Field(min_length=1)]
 """Catalog name or path."""
 Precision = Literal["float32", "bfloat16", "float16"]
 Batch = Annotated[int, Field(ge=1, le=1024)]
-"""Rows that a network takes at once on a GPU; on a CPU, ``facelock.runtime.CPU_BATCH`` at most, side by side."""
+"""Rows that a network takes at once on a GPU; on a CPU one to three, side by side (:mod:`facelock.runtime`)."""
 
 
 def _exact(rate: object) -> object:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 
 from facelock.batchable import Run, agrees, any_rows
 from facelock.bound import BoundSession, cuda_options, torch_stream
@@ -252,6 +253,17 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
 def _without_gradients(work: Callable[[T], R], item: T) -> R:
     with torch.no_grad():
         return work(item)
+
+
+def scratch(*shape: int) -> NDArray[np.float32]:
+    """This thread's own array of that shape, holding anything, until the thread asks for the next.
+
+    Fresh megabytes for each picture would cost as much in page faults as filling them.
+    """
+    held = getattr(_here, "scratch", None)
+    if held is None or held.shape != shape:
+        held = _here.scratch = np.empty(shape, np.float32)
+    return held
 
 
 class BatchSession:

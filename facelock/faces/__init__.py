@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ from facelock.faces.opencv import YunetDetector
 from facelock.faces.pack import Detector, Pack
 from facelock.faces.scrfd import ScrfdDetector
 from facelock.protocols import Encoder
+from facelock.runtime import BUSY_BATCH
 from facelock.types import Thresholds
 from facelock.weights import thresholds as catalog_thresholds
 
@@ -50,7 +53,10 @@ def load_encoder(
     if kind not in ENCODERS:
         raise ConfigError(f"No kind of face pack is called {kind!r}. Give one of {', '.join(ENCODERS)}.")
     accepted = thresholds or catalog_thresholds(name)
-    return ENCODERS[kind](path, name=name, thresholds=accepted, batch=batch, device=device)
+    made: Callable[..., Encoder] = ENCODERS[kind]
+    if kind == "onnx_pack":  # a recipe's is small: its weights fill a core's cache, not its pictures
+        made = partial(OnnxEncoder, on_cpu=BUSY_BATCH)
+    return made(path, name=name, thresholds=accepted, batch=batch, device=device)
 
 
 def load_pack(

@@ -19,7 +19,7 @@ from facelock.faces.pack import Pack
 from facelock.faces.scrfd import LEVELS, OVERLAP, ScrfdDetector, distinct
 from facelock.geometry import ARCFACE112
 from facelock.protocols import Encoder
-from facelock.runtime import BatchSession
+from facelock.runtime import CPU_BATCH, BatchSession
 from facelock.types import CropSpec, Thresholds
 from facelock.weights import encoder_id
 
@@ -51,15 +51,19 @@ class OnnxEncoder:
         name: str,
         thresholds: Thresholds,
         batch: int = 16,
+        on_cpu: int = CPU_BATCH,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Open the file. ``batch`` crops go through at once. Raises ``ModelError``, ``DeviceError``."""
+        """Open the file. ``batch`` crops go through at once, on a CPU ``on_cpu`` at most.
+
+        Raises ``ModelError``, ``DeviceError``.
+        """
         self.id = encoder_id(name, path)
         self.thresholds = thresholds
         self.side_by_side = torch.device(device).type == "cpu"
         raw = takes_bytes(path)  # raises ModelError for what is no ONNX file
         content = rewritten(path) if torch.device(device).type == "cpu" else None
-        self._session = BatchSession(path, device, batch=batch, content=content)
+        self._session = BatchSession(path, device, batch=batch, on_cpu=on_cpu, content=content)
         side = self.crop.size
         if [shape[2:] for shape in self._session.inputs.values()] != [[side, side]]:
             raise ModelError(

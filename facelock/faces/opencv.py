@@ -17,7 +17,7 @@ from torch import Tensor
 from facelock.errors import FaceLockError, ModelError
 from facelock.faces.graph import load_model, rewritten_model
 from facelock.faces.pack import Floats, Found, gather, require_finite, to_pixels
-from facelock.runtime import BatchSession
+from facelock.runtime import BatchSession, scratch
 from facelock.types import Faces
 
 STRIDES = (8, 16, 32)
@@ -116,7 +116,8 @@ def _any_size(path: Path, on_cpu: bool) -> bytes:
 def _blob(frame: Tensor, size: tuple[int, int]) -> Floats:
     """(1, 3, h, w): BGR in 0..255, padded with black to the right and below."""
     height, width = size
-    blob = np.zeros((1, 3, height + -height % BLOCK, width + -width % BLOCK), np.float32)
+    blob = scratch(1, 3, height + -height % BLOCK, width + -width % BLOCK)
+    blob[..., height:, :], blob[..., width:] = 0, 0
     pixels = to_pixels(frame)
     if pixels.shape[:2] != size:
         pixels = np.asarray(cv2.resize(pixels, (width, height)), np.uint8)

@@ -17,7 +17,7 @@ from torch import Tensor
 from facelock.errors import FaceLockError, ModelError
 from facelock.faces.graph import rewritten
 from facelock.faces.pack import Floats, Found, gather, require_finite, to_pixels
-from facelock.runtime import BatchSession, fixed
+from facelock.runtime import BatchSession, fixed, scratch
 from facelock.types import Faces
 
 OVERLAP = 0.4
@@ -108,7 +108,8 @@ class ScrfdDetector:
         """Frames in the top left corners of black squares, as the network takes them."""
         side = self.detection_size
         height, width = self._inner(*frames.shape[-2:])
-        squares = np.full((len(frames), 3, side, side), -127.5 / 128, np.float32)
+        squares = scratch(len(frames), 3, side, side)
+        squares[..., height:, :], squares[..., width:] = -127.5 / 128, -127.5 / 128
         for square, frame in zip(squares, frames, strict=True):
             planes = cv2.split(cv2.resize(to_pixels(frame), (width, height)))
             for channel, plane in zip(square, planes, strict=True):
