@@ -33,7 +33,8 @@ from facelock.identity.storage import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
 from facelock.perception import Perception, pack_member, pack_of
 from facelock.protocols import Backbone, FacePack, Guide, Upscaler
-from facelock.recipe import AcceptRecipe, FacesRecipe, JudgeRecipe, Recipe, model_names, recipe_names
+from facelock.recipe import Recipe, model_names, recipe_names
+from facelock.recipe.sections import AcceptRecipe, FacesRecipe, JudgeRecipe
 from facelock.restoration import restorer_class, upscaler_class
 from facelock.restoration.precision import dtype_of
 from facelock.restore_loop import RestoreLoop

@@ -31,7 +31,8 @@ from facelock.job import Job, Size, Span, check_size, plan_chunks
 from facelock.journal import Resume, Tail
 from facelock.parts import Parts
 from facelock.protocols import Progress
-from facelock.recipe import Recipe, backbone_prompt, crowd_warnings, load_recipe, vocabulary_warnings
+from facelock.recipe import Recipe, load_recipe
+from facelock.recipe.words import backbone_prompt, crowd_warnings, vocabulary_warnings
 from facelock.runtime import derive_seed
 from facelock.sound import extended, fitted
 from facelock.steps import Steps

@@ -33,7 +33,8 @@ from facelock.job import Job
 from facelock.nets.taehv import TinyDecoder
 from facelock.pipeline import Pipeline
 from facelock.protocols import Guide
-from facelock.recipe import GuidanceRecipe, Recipe, load_recipe, model_names
+from facelock.recipe import Recipe, load_recipe, model_names
+from facelock.recipe.sections import GuidanceRecipe
 from facelock.types import Thresholds
 from facelock.weights import locate
 

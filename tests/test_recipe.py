@@ -9,14 +9,9 @@ import pytest
 
 from facelock.assets import asset_dir
 from facelock.errors import ConfigError
-from facelock.recipe import (
-    BlueprintRecipe,
-    find_recipe,
-    load_recipe,
-    model_names,
-    recipe_names,
-    vocabulary_warnings,
-)
+from facelock.recipe import find_recipe, load_recipe, model_names, recipe_names
+from facelock.recipe.sections import BlueprintRecipe
+from facelock.recipe.words import vocabulary_warnings
 
 DEFAULT = (asset_dir("pipelines") / "default.toml").read_text()
 

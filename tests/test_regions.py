@@ -8,7 +8,8 @@ import torch
 from facelock.blueprint.regions import Regions, shares
 from facelock.errors import ConfigError, InputError
 from facelock.miniature.vocabulary import one_each
-from facelock.recipe import backbone_prompt, crowd_warnings, load_recipe
+from facelock.recipe import load_recipe
+from facelock.recipe.words import backbone_prompt, crowd_warnings
 
 BOTH = "a woman with long red hair talking and a bald man with glasses smiling in a forest in warm light"
 

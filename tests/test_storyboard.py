@@ -15,7 +15,7 @@ import pytest
 from facelock import cli
 from facelock.errors import ConfigError, InputError
 from facelock.mistakes import known_keys
-from facelock.recipe import vocabulary_warnings
+from facelock.recipe.words import vocabulary_warnings
 from facelock.storyboard import CastMember, Defaults, Shot, Storyboard, safe_name, schema_text
 from facelock.storyboards.checks import StoryboardError
 from facelock.storyboards.plan import Plan

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from facelock.blueprint.skyreels_v2 import SkyReelsV2
 from facelock.errors import ConfigError, EnvironmentFailure
-from facelock.recipe import SpeedRecipe
+from facelock.recipe.sections import SpeedRecipe
 from facelock.tuning import Speed, StepCache, apply
 from facelock.tuning.placement import Placement
 from facelock.tuning.plan import Plan

@@ -17,7 +17,7 @@ from facelock.faces import OnnxEncoder
 from facelock.geometry import ARCFACE112
 from facelock.guidance import GuidanceSettings, IdentityGuide, TorchEmbedder, load_tiny_decoder
 from facelock.nets.taehv import TinyDecoder
-from facelock.recipe import GuidanceRecipe
+from facelock.recipe.sections import GuidanceRecipe
 from facelock.types import Faces, Identity, Thresholds
 
 SIDE = 64

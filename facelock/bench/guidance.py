@@ -31,7 +31,8 @@ from facelock.identity import embedding_of
 from facelock.job import Job
 from facelock.pipeline import Pipeline
 from facelock.protocols import FacePack, Progress
-from facelock.recipe import GuidanceRecipe, load_recipe
+from facelock.recipe import load_recipe
+from facelock.recipe.sections import GuidanceRecipe
 from facelock.report.comparison import LEAST_GAIN
 from facelock.types import Identity, LedgerRow
 

@@ -27,7 +27,8 @@ from facelock.bench.timing import Timing, interleaved, resident
 from facelock.job import Job
 from facelock.pipeline import Pipeline
 from facelock.protocols import Progress
-from facelock.recipe import Recipe, SpeedRecipe, load_recipe
+from facelock.recipe import Recipe, load_recipe
+from facelock.recipe.sections import SpeedRecipe
 from facelock.runtime import resolve_device
 from facelock.tuning import Speed, StepCache
 from facelock.tuning.placement import Placement

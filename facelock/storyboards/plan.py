@@ -16,7 +16,8 @@ from pathlib import Path
 
 from facelock.errors import ConfigError
 from facelock.job import Job, check_size, parse_size, plan_chunks
-from facelock.recipe import Recipe, crowd_warnings, load_recipe
+from facelock.recipe import Recipe, load_recipe
+from facelock.recipe.words import crowd_warnings
 from facelock.storyboard import Storyboard, Transition, is_file_recipe, seed_of
 
 BYTES_PER_PIXEL = 0.25
