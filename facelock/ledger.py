@@ -33,6 +33,8 @@ NOBODY = -1
 """In an assignment: no face is left for this character."""
 GROUP = BUSY_BATCH
 """Frames that a lane looks at at once."""
+REMEMBERED = 2
+"""Calls whose last frame a judge keeps: a chunk is measured as it is, and as it would be without the lock."""
 _BEHIND = 4.0
 """Taken off an unreadable face's similarity when faces are assigned: more than any readable face can lack."""
 
@@ -336,7 +338,7 @@ class Judge:
     pack: FacePack
     limits: ReadabilityLimits = field(default_factory=ReadabilityLimits)
     _latest: list[_Latest] = field(default_factory=list, repr=False, compare=False)
-    """Of the last call, so that the next need not look at the same frame again; changes no result."""
+    """Of the last :data:`REMEMBERED` calls, so that the next need not look at the same frame again; changes no result."""
 
     @property
     def thresholds(self) -> Thresholds:
@@ -356,15 +358,17 @@ class Judge:
         seam = None if before is None else self._seam(before, references)
         cast = _recognise(frames, self.pack, references, self.limits)
         if len(frames):
-            self._latest[:] = [_Latest(frames[-1].clone(), references, cast.crops_of(-1))]
+            seen = _Latest(frames[-1].cpu().clone(), references, cast.crops_of(-1))
+            self._latest[:] = [*self._latest, seen][-REMEMBERED:]
         return _rows(cast, self.pack, identities, start, seam)
 
     def _seam(self, before: Tensor, references: Tensor) -> Crops:
         """The characters' crops in the frame ``before``."""
+        there = before.cpu()
         for latest in list(self._latest):
-            if latest.frame.dtype == before.dtype and all(
+            if latest.frame.dtype == there.dtype and all(
                 torch.equal(mine, theirs)
-                for mine, theirs in ((latest.frame, before), (latest.references, references))
+                for mine, theirs in ((latest.frame, there), (latest.references, references))
             ):
                 return latest.crops
         return _recognise(before[None], self.pack, references, self.limits).crops_of(0)

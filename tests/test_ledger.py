@@ -217,11 +217,30 @@ def test_a_judge_looks_once_at_a_frame_between_two_chunks():
         *judge.measure(frames[4:], [MARIA], start=4, before=frames[3].clone()),
     ]
     assert tuple(rows) == whole and looked == [4, 5]
-    again = judge.measure(frames[4:], [MARIA], start=4, before=frames[3])  # the last one seen is another now
-    assert again == whole[4:] and looked == [4, 5, 1, 5]
+    judge.measure(frames[:1], [MARIA])
+    again = judge.measure(frames[4:], [MARIA], start=4, before=frames[3])  # it was seen too long ago
+    assert again == whole[4:] and looked == [4, 5, 1, 1, 5]
     other = Identity("leo", {"judge@000000000000": torch.tensor([0.0, 1.0, 0.0])})
     assert judge.measure(frames[:2], [other], before=frames[8]) and looked[-2:] == [1, 2]  # for somebody else
     assert judge.measure(frames[:1], [other], before=(frames[1] * 255).byte()) and looked[-2:] == [1, 1]
+
+
+def test_a_judge_remembers_the_chunk_with_and_without_the_lock():
+    """The pipeline measures each chunk twice; neither look may make it forget the other's last frame."""
+    frames, looked = clip(8), []
+
+    class Counting(FakePack):
+        def detect(self, frames):
+            looked.append(len(frames))
+            return super().detect(frames)
+
+    judge = Judge(Counting([Spot(frame, 80, ALIKE) for frame in range(8)]))
+    final, plain = frames, frames * 0.5 + torch.rand(frames.shape) * 0.1
+    for start in (0, 4):
+        for shown in (final, plain):
+            before = shown[start - 1].clone() if start else None
+            judge.measure(shown[start : start + 4], [MARIA], start=start, before=before)
+    assert looked == [4, 4, 4, 4]
 
 
 def test_frames_may_be_bytes():
