@@ -32,13 +32,14 @@ from facelock.identity import identity_from_picture
 from facelock.identity.storage import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
 from facelock.perception import Perception, pack_member, pack_of
+from facelock.precision import resolve_dtype
 from facelock.protocols import Backbone, FacePack, Guide, Upscaler
 from facelock.recipe import Recipe, model_names, recipe_names
 from facelock.recipe.sections import AcceptRecipe, FacesRecipe, JudgeRecipe
 from facelock.restoration import restorer_class, upscaler_class
 from facelock.restoration.precision import dtype_of
 from facelock.restore_loop import RestoreLoop
-from facelock.runtime import resolve_device, resolve_dtype
+from facelock.runtime import resolve_device
 from facelock.tuning import Speed
 from facelock.tuning.footprint import Footprint, read_footprint
 from facelock.tuning.placement import Placement

@@ -338,7 +338,7 @@ class Judge:
     pack: FacePack
     limits: ReadabilityLimits = field(default_factory=ReadabilityLimits)
     _latest: list[_Latest] = field(default_factory=list, repr=False, compare=False)
-    """Of the last :data:`REMEMBERED` calls, so that the next need not look at the same frame again; changes no result."""
+    """Of the last calls, so that the next need not look at the same frame again; changes no result."""
 
     @property
     def thresholds(self) -> Thresholds:

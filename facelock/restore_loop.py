@@ -24,7 +24,7 @@ AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Footprint:
+class Patch:
     """Where a face's crop lies in the locked frame, and how much of each pixel there is the crop's."""
 
     rows: slice
@@ -81,7 +81,7 @@ class RestoreLoop(ClosedLoop):
         """Try shares for the faces ``trying`` until the search is over; the best of each is kept in ``work``."""
         plain, reference = work.crops[trying], work.reference[trying]
         restored = plain if getattr(restorer, "graded", False) else restorer.restore(plain, reference)
-        footprints = self._footprints(work, trying)
+        patches = self._patches(work, trying)
         search = self._searching(work.score[trying])
         failed = torch.zeros(len(trying), dtype=torch.bool)
         rung, (faces, shares) = 0, search.next()
@@ -91,9 +91,7 @@ class RestoreLoop(ClosedLoop):
                 crops, finite = self._candidates(work, restored[rows], index, share)
                 shown = self.paste(work, crops, index)
                 score = similarity(self.embed(work, shown, index), reference[rows])
-                distance = self._distance(
-                    shown, frames, work.faces.frame[index], [footprints[i] for i in rows]
-                )
+                distance = self._distance(shown, frames, work.faces.frame[index], [patches[i] for i in rows])
                 good = search.tell(rows, score, finite & (distance <= self.consistency), work.score[index])
                 keep(work, index[good], crops[good], shown[good], score[good], rung)
                 work.consistency[index[good]], work.share[index[good]] = distance[good], share[good]
@@ -124,7 +122,7 @@ class RestoreLoop(ClosedLoop):
         finite = crops.isfinite().flatten(1).all(1)
         return torch.where(finite[:, None, None, None], crops, plain), finite
 
-    def _footprints(self, work: Work, faces: Tensor) -> list[Footprint]:
+    def _patches(self, work: Work, faces: Tensor) -> list[Patch]:
         """One per face of ``faces``, in the pixels of the locked frames."""
         blank, white = torch.zeros_like(work.frames[:1]), torch.ones_like(work.crops[:1])
         found, scale = [], self.upscaler.scale
@@ -132,16 +130,14 @@ class RestoreLoop(ClosedLoop):
             rows, columns = _square(matrix, self.crop.size, blank.shape[-2:], scale)
             paste_onto(blank, torch.zeros(1, dtype=torch.long), matrix[None], white, self.mask)
             under = blank[..., _larger(rows, scale), _larger(columns, scale)]
-            found.append(Footprint(rows, columns, functional.avg_pool2d(under, scale)[0].double()))
+            found.append(Patch(rows, columns, functional.avg_pool2d(under, scale)[0].double()))
             under.zero_()
         return found
 
-    def _distance(
-        self, shown: Tensor, frames: Tensor, frame: Tensor, footprints: Sequence[Footprint]
-    ) -> Tensor:
+    def _distance(self, shown: Tensor, frames: Tensor, frame: Tensor, patches: Sequence[Patch]) -> Tensor:
         """(n,) RMS in [0, 1] between each candidate's frame, scaled down, and the locked frame, under the mask."""
         scale, out = self.upscaler.scale, []
-        for large, index, at in zip(shown, frame.tolist(), footprints, strict=True):
+        for large, index, at in zip(shown, frame.tolist(), patches, strict=True):
             low = functional.avg_pool2d(large[:, _larger(at.rows, scale), _larger(at.columns, scale)], scale)
             error = (low.double() - frames[index, :, at.rows, at.columns].double()).square() * at.weight
             out.append((error.sum() / at.weight.sum().clamp(min=1e-9)).sqrt())

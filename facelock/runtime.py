@@ -32,8 +32,6 @@ CPU_BATCH = 1
 """Rows of a batch on a CPU: one picture's maps stay in a core's cache, and no row is ever padded."""
 BUSY_BATCH = 3
 """The same for networks of thousands of tiny operators, whose cost is in calling them."""
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Name, as recipes give it → type."""
 # fmt: off
 BOOKKEEPING = frozenset({
     "Add", "And", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand",
@@ -89,18 +87,6 @@ def _say_why_cpu() -> None:
         )
     else:
         log.info("no CUDA device: running on the CPU")
-
-
-def resolve_dtype(precision: str, device: torch.device | str) -> torch.dtype:
-    """``float32``, ``bfloat16`` or ``float16`` → torch's type, if ``device`` can work in it.
-
-    Raises ``ConfigError`` for another name, and for float16 on a CPU, where a step takes minutes.
-    """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"No precision is called {precision!r}. Give one of: {', '.join(PRECISIONS)}.")
-    if precision == "float16" and torch.device(device).type == "cpu":
-        raise ConfigError("float16 takes hours on a CPU. Give float32 or bfloat16 as the recipe's precision.")
-    return PRECISIONS[precision]
 
 
 def _provider(device: torch.device, stream: Any = None) -> tuple[str, dict[str, str]]:

@@ -18,6 +18,7 @@ LEVELS = [
         "nets",
         "batchable",
         "bound",
+        "precision",
         "runtime",
         "geometry",
         "images",

@@ -19,8 +19,9 @@ from facelock.alignment.warp import WarpAligner
 from facelock.assembly import Assembly
 from facelock.bench import insight, paste, real, warp
 from facelock.errors import ConfigError, DeviceError
+from facelock.precision import resolve_dtype
 from facelock.recipe import load_recipe
-from facelock.runtime import BatchSession, open_session, require_whole_graph, resolve_device, resolve_dtype
+from facelock.runtime import BatchSession, open_session, require_whole_graph, resolve_device
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 ROOT = Path(__file__).resolve().parents[1]

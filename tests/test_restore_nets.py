@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -256,6 +257,22 @@ def test_out_of_memory_halves_the_tiles_once(caplog, error):
     (line,) = caplog.messages
     assert "net.pth: out of memory on cpu; from here on frames are enlarged in tiles of 26 pixels" in line
     assert sum(max(shape) > 32 for shape in net.seen) == 1 and net.seen[-1][0] == 1
+
+
+def test_the_second_try_has_the_memory_of_the_first():
+    """An error that is kept keeps, with its traceback, every tensor that was alive when it was raised."""
+    held, left = [], []
+
+    def net(x):
+        left.append(any(ref() is not None for ref in held))
+        features = x.repeat(1, 2, 1, 1)
+        held.append(weakref.ref(features))
+        if max(x.shape[-2:]) > 32:
+            raise torch.OutOfMemoryError("full")
+        return torch.nn.functional.interpolate(features[:, :3], scale_factor=2)
+
+    TiledFrames(net, "net.pth", scale=2, overlap=4)(frames(1))
+    assert len(left) > 2 and not any(left)
 
 
 def test_out_of_memory_after_that_is_an_error():

@@ -31,10 +31,11 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
+from facelock.blueprint.common import clean_text, decoded, require
 from facelock.blueprint.consisid_features import FeatureFolder, Features, FeatureSource
-from facelock.blueprint.published import decoded, sampler, watched
-from facelock.blueprint.wan_base import clean_text, dtype_of, require
+from facelock.blueprint.published import sampler, watched
 from facelock.errors import ConfigError, InputError, ModelError
+from facelock.precision import resolve_dtype
 from facelock.protocols import Guide
 from facelock.types import Identity
 
@@ -93,7 +94,7 @@ class ConsisID:
             raise ConfigError("ConsisID takes no flow_shift, context_noise or guidance. Leave them out.")
         require(steps >= 1, f"steps = {steps}", "1 or more")
         self.features = _source(features)
-        dtype = dtype_of(precision, self.device)
+        dtype = resolve_dtype(precision, self.device)
         parts = load_checkpoint(Path(folder), LAYOUT, device=self.device, dtype=dtype, place=place)
         self.modules: Mapping[str, torch.nn.Module] = parts.networks
         """The loaded networks by name: ``text_encoder``, ``transformer``, ``vae``."""

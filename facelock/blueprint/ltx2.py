@@ -47,10 +47,11 @@ from torch.nn import functional
 from transformers import Gemma3ForConditionalGeneration
 
 from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
-from facelock.blueprint.published import decoded, sampler, watched
-from facelock.blueprint.wan_base import clean_text, dtype_of, require
+from facelock.blueprint.common import check_context, clean_text, decoded, require
+from facelock.blueprint.published import sampler, watched
 from facelock.blueprint.x0_edit import guided
-from facelock.errors import ConfigError, FaceLockError, InputError, ModelError
+from facelock.errors import ConfigError, FaceLockError, ModelError
+from facelock.precision import resolve_dtype
 from facelock.protocols import Guide
 from facelock.types import Identity, Sound
 
@@ -147,7 +148,7 @@ class LTX2:
         self._scales |= {"guidance_scale": guidance_scale, "audio_guidance_scale": audio_guidance_scale}
         self._scales["spatio_temporal_guidance_blocks"] = [stg_block] if stg_scale else None
         self._refuse_settings(flow_shift)
-        dtype = dtype_of(precision, self.device)
+        dtype = resolve_dtype(precision, self.device)
         parts = load_checkpoint(Path(folder), LAYOUT, device=self.device, dtype=dtype, place=place)
         self.modules: Mapping[str, torch.nn.Module] = parts.networks
         """The loaded networks by name: ``text_encoder``, ``connectors``, ``transformer``, ``vae``, ..."""
@@ -187,7 +188,7 @@ class LTX2:
         Raises ``InputError`` for a context of another shape, ``DeviceError`` when memory runs out, and
         ``FaceLockError`` where latents, pictures or sound stopped being finite.
         """
-        self._check_context(context)
+        check_context(context, self.context, self.size)
         known = 0 if context is None else self.context
         if self.guide is not None:
             self.guide.begin(references)
@@ -327,13 +328,6 @@ class LTX2:
         return Sound(heard[:, begin - lead :].contiguous(), self.sample_rate, lead)
 
     # ------------------------------------------------------------------ checks
-
-    def _check_context(self, context: Tensor | None) -> None:
-        expected = (self.context, 3, *self.size)
-        if context is not None and tuple(context.shape) != expected:
-            raise InputError(f"The context is {tuple(context.shape)}. Give the last frames as {expected}.")
-        if context is not None and not torch.isfinite(context).all():
-            raise InputError("The context holds values that are not finite. Give frames in [0, 1].")
 
     def _refuse_settings(self, flow_shift: float | None) -> None:
         """Refuse what no checkpoint can do, before any is read."""

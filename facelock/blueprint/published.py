@@ -4,23 +4,17 @@
 
     pipe = sampler(ConsisIDPipeline, parts, device)
     latents = pipe(..., output_type="latent", callback_on_step_end=watched(steps, on_step)).frames
-    frames = decoded(pipe.vae, lambda: pipe.decode_latents(latents))          # (T, 3, H, W)
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from facelock.blueprint.checkpoint import Checkpoint
-from facelock.blueprint.wan_base import NotFiniteError
-from facelock.errors import FaceLockError
-
-logger = logging.getLogger(__name__)
+from facelock.blueprint.common import NotFiniteError
 
 OnStep = Callable[[int, int], None]
 AfterStep = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
@@ -60,22 +54,3 @@ def watched(steps: int, on_step: OnStep | None) -> AfterStep:
         return state
 
     return after_step
-
-
-def decoded(vae: Any, decode: Callable[[], Tensor]) -> Tensor:
-    """What ``decode`` makes of latents with ``vae``, (1, 3, T, H, W) in [-1, 1], as (T, 3, H, W) float32 in [0, 1].
-
-    On the CPU. Where memory is short it goes on in tiles. Raises ``FaceLockError`` for values that are not finite.
-    """
-    try:
-        video = decode()
-    except torch.OutOfMemoryError:
-        logger.warning("Memory is short: the VAE goes on in tiles, which may show faint seams.")
-        torch.cuda.empty_cache()
-        vae.enable_tiling()
-        if hasattr(vae, "use_framewise_decoding"):
-            vae.use_framewise_decoding = True
-        video = decode()
-    if not torch.isfinite(video).all():
-        raise FaceLockError("The blueprint's VAE gave values that are not finite. Try another seed.")
-    return (video[0].transpose(0, 1).float() / 2 + 0.5).clamp(0, 1).cpu()

@@ -30,8 +30,9 @@ from torch import Tensor
 from transformers import UMT5EncoderModel
 
 from facelock.blueprint.checkpoint import Layout
+from facelock.blueprint.common import require
 from facelock.blueprint.regions import Regions, shares
-from facelock.blueprint.wan_base import WanBackbone, require
+from facelock.blueprint.wan_base import WanBackbone
 from facelock.errors import ModelError
 
 

@@ -18,36 +18,29 @@ Shapes: F latent frames of a window, h w their size, z channels, L text tokens.
 from __future__ import annotations
 
 import copy
-import html
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
-import ftfy
 import torch
 from torch import Tensor
 
 from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
+from facelock.blueprint.common import NotFiniteError, check_context, clean_text, decoded, require
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
 from facelock.blueprint.x0_edit import steered
-from facelock.errors import ConfigError, FaceLockError, InputError, ModelError
+from facelock.errors import FaceLockError, ModelError
+from facelock.precision import in_float32, resolve_dtype
 from facelock.protocols import Guide
-from facelock.runtime import resolve_dtype
 from facelock.types import Identity
 
 logger = logging.getLogger(__name__)
 
-dtype_of = resolve_dtype
-"""The type that a recipe's ``precision`` names; ``ConfigError`` for others, and for float16 on a CPU."""
 LONGEST_TEXT = 512
 """Tokens of a prompt that the published checkpoints were trained with; a tokenizer may ask for fewer."""
 REMEMBERED_PROMPTS = 64
-
-
-class NotFiniteError(FaceLockError):
-    """A denoising step gave NaN or infinity."""
 
 
 class WanBackbone:
@@ -97,7 +90,7 @@ class WanBackbone:
         self.context_noise, self.on_step, self.guide = context_noise, on_step, guide
         self._take(**options)
         self.device, self._folder = torch.device(device), Path(folder)
-        dtype = dtype_of(precision, self.device)
+        dtype = resolve_dtype(precision, self.device)
         parts = load_checkpoint(self._folder, self.layout, device=self.device, dtype=dtype, place=place)
         self.modules: Mapping[str, torch.nn.Module] = parts.networks
         """The loaded networks by name: ``text_encoder``, ``transformer``, ``vae``, ..."""
@@ -144,7 +137,7 @@ class WanBackbone:
         Raises ``InputError`` for a context of another shape, ``DeviceError`` when memory runs out, and
         ``FaceLockError`` naming the step where the latents stopped being finite, also in float32.
         """
-        self._check_context(context)
+        check_context(context, self.context, self.size)
         if self.guide is not None:
             self.guide.begin(references)
         with torch.no_grad(), device_errors(str(self.device)):
@@ -313,16 +306,7 @@ class WanBackbone:
     def _decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (1, z, F, h, w) → (T, 3, H, W) in [0, 1] on the CPU."""
         latents = latents * self._std + self._mean
-        try:
-            video = self._vae.decode(latents, return_dict=False)[0]
-        except torch.OutOfMemoryError:
-            logger.warning("Memory is short: the VAE goes on in tiles, which may show faint seams.")
-            torch.cuda.empty_cache()
-            self._vae.enable_tiling()
-            video = self._vae.decode(latents, return_dict=False)[0]
-        if not torch.isfinite(video).all():
-            raise FaceLockError("The blueprint's VAE gave values that are not finite. Try another seed.")
-        return (video[0].transpose(0, 1) / 2 + 0.5).clamp(0, 1).cpu()
+        return decoded(self._vae, lambda: self._vae.decode(latents, return_dict=False)[0])
 
     def _latent_shape(self) -> tuple[int, int, int, int, int]:
         time, space = self._scales()
@@ -335,13 +319,6 @@ class WanBackbone:
         return 2 ** sum(halvings), 2 ** len(halvings)
 
     # ------------------------------------------------------------------ checks
-
-    def _check_context(self, context: Tensor | None) -> None:
-        expected = (self.context, 3, *self.size)
-        if context is not None and tuple(context.shape) != expected:
-            raise InputError(f"The context is {tuple(context.shape)}. Give the last frames as {expected}.")
-        if context is not None and not torch.isfinite(context).all():
-            raise InputError("The context holds values that are not finite. Give frames in [0, 1].")
 
     def _check_settings(self, folder: str) -> None:
         """Refuse what this checkpoint cannot do, each with the numbers that would fit."""
@@ -358,27 +335,3 @@ class WanBackbone:
             f"context_noise = {self.context_noise}",
             f"between 0 and {self.most_context_noise}" if self.most_context_noise else "0",
         )
-
-
-def require(holds: bool, found: str, allowed: str) -> None:
-    """Raise ``ConfigError`` unless ``holds``: what was ``found`` in the recipe, and what is ``allowed``."""
-    if not holds:
-        raise ConfigError(f"The blueprint cannot work with {found}. Give {allowed} in the recipe.")
-
-
-def clean_text(text: str) -> str:
-    """Mend encoding, resolve HTML entities, collapse white space: what the text encoders were trained on."""
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
-
-
-@contextmanager
-def in_float32(network: torch.nn.Module) -> Iterator[None]:
-    """Hold all parameters in float32 for a while; each returns to its own type without loss."""
-    kept = [(parameter, parameter.dtype) for parameter in network.parameters()]
-    for parameter, _ in kept:
-        parameter.data = parameter.data.float()
-    try:
-        yield
-    finally:
-        for parameter, dtype in kept:
-            parameter.data = parameter.data.to(dtype)

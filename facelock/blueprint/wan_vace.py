@@ -36,7 +36,8 @@ from torch.nn import functional
 from transformers import UMT5EncoderModel
 
 from facelock.blueprint.checkpoint import Layout
-from facelock.blueprint.wan_base import WanBackbone, require
+from facelock.blueprint.common import require
+from facelock.blueprint.wan_base import WanBackbone
 from facelock.errors import ModelError
 from facelock.types import Identity
 

@@ -27,7 +27,7 @@ from facelock.errors import ConfigError, DeviceError, FaceLockError
 from facelock.geometry import wide_crop
 from facelock.portrait.adapter import dimension, read_adapter, require_encoder
 from facelock.portrait.checkpoint import load_pipeline, quiet
-from facelock.runtime import resolve_dtype
+from facelock.precision import in_float32, resolve_dtype
 from facelock.types import CropSpec
 
 logger = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ class PortraitDiffusion:
             logger.warning(
                 "the portrait diffusion is not finite in %s: once more in float32", self.settings.precision
             )
-            with _in_float32(self._pipeline.unet):
+            with in_float32(self._pipeline.unet):
                 again, good = self._denoise(crops, identity, strength, steps, torch.float32)
             clean = torch.where(failed[:, None, None, None], again.to(clean.dtype), clean)
             failed = ~_finite(clean)
@@ -362,16 +362,3 @@ def _remark_length(tokenizer: Any, text: str) -> None:
 def _finite(rows: Tensor) -> Tensor:
     """(N,) bool: rows without NaN and infinity."""
     return rows.isfinite().flatten(1).all(1)
-
-
-@contextmanager
-def _in_float32(network: torch.nn.Module) -> Iterator[None]:
-    """Hold all parameters in float32 for a while; each returns to its own type without loss."""
-    kept = [(parameter, parameter.dtype) for parameter in network.parameters()]
-    for parameter, _ in kept:
-        parameter.data = parameter.data.float()
-    try:
-        yield
-    finally:
-        for parameter, dtype in kept:
-            parameter.data = parameter.data.to(dtype)

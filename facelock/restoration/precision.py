@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from facelock.errors import ConfigError
-from facelock.runtime import resolve_dtype
+from facelock.precision import resolve_dtype
 
 
 def dtype_of(precision: str, device: torch.device | str) -> torch.dtype:

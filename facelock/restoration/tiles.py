@@ -166,7 +166,8 @@ class TiledFrames:
 
 
 def _out_of_memory(error: RuntimeError) -> RuntimeError:
-    """``error`` if it says that memory ran out; raised again if it says anything else."""
+    """``error`` if it says that memory ran out, without its traceback, which would hold on to all that lay in memory;
+    raised again if it says anything else."""
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return error
+        return error.with_traceback(None)
     raise error

@@ -1,0 +1,66 @@
+"""What all backbones share, whatever network they are over: how they refuse, read prompts and decode."""
+
+from __future__ import annotations
+
+import html
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import ftfy
+import torch
+from torch import Tensor
+
+from facelock.errors import ConfigError, FaceLockError, InputError
+
+logger = logging.getLogger(__name__)
+
+
+class NotFiniteError(FaceLockError):
+    """A denoising step gave NaN or infinity."""
+
+
+def require(holds: bool, found: str, allowed: str) -> None:
+    """Raise ``ConfigError`` unless ``holds``: what was ``found`` in the recipe, and what is ``allowed``."""
+    if not holds:
+        raise ConfigError(f"The blueprint cannot work with {found}. Give {allowed} in the recipe.")
+
+
+def check_context(context: Tensor | None, frames: int, size: tuple[int, int]) -> None:
+    """Raise ``InputError`` unless ``context`` is ``frames`` finite frames of ``size`` (height, width), or None."""
+    expected = (frames, 3, *size)
+    if context is not None and tuple(context.shape) != expected:
+        raise InputError(f"The context is {tuple(context.shape)}. Give the last frames as {expected}.")
+    if context is not None and not torch.isfinite(context).all():
+        raise InputError("The context holds values that are not finite. Give frames in [0, 1].")
+
+
+def clean_text(text: str) -> str:
+    """Mend encoding, resolve HTML entities, collapse white space: what the text encoders were trained on."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+
+
+def decoded(vae: Any, decode: Callable[[], Tensor]) -> Tensor:
+    """What ``decode`` makes of latents with ``vae``, (1, 3, T, H, W) in [-1, 1], as (T, 3, H, W) float32 in [0, 1].
+
+    On the CPU. Where memory is short it goes on in tiles. Raises ``FaceLockError`` for values that are not finite.
+    """
+    video = _if_it_fits(decode)
+    if video is None:  # not within the except: an error holds on to all that lay in memory when it was raised
+        logger.warning("Memory is short: the VAE goes on in tiles, which may show faint seams.")
+        torch.cuda.empty_cache()
+        vae.enable_tiling()
+        if hasattr(vae, "use_framewise_decoding"):
+            vae.use_framewise_decoding = True
+        video = decode()
+    if not torch.isfinite(video).all():
+        raise FaceLockError("The blueprint's VAE gave values that are not finite. Try another seed.")
+    return (video[0].transpose(0, 1).float() / 2 + 0.5).clamp(0, 1).cpu()
+
+
+def _if_it_fits(decode: Callable[[], Tensor]) -> Tensor | None:
+    """What ``decode`` gives; None where memory is short."""
+    try:
+        return decode()
+    except torch.OutOfMemoryError:
+        return None
