@@ -204,8 +204,13 @@ def joined(works: Sequence[Work]) -> Work:
 class ClosedLoop:
     """What lock and restore have in common: find, assign, cut, paste, embed."""
 
-    def __init__(self, pack: FacePack, crop: CropSpec, ladder: Sequence[float], target: float) -> None:
+    def __init__(
+        self, pack: FacePack, crop: CropSpec, ladder: Sequence[float], target: float, *workers: object
+    ) -> None:
+        """``workers`` are the networks besides ``pack`` that attempts call."""
         self.pack, self.crop, self.ladder, self.target = pack, crop, tuple(ladder), target
+        self.side_by_side = all(runs_beside(part) for part in (pack, *workers))
+        """Whether faces are worked on some beside others, and the loop may be called from several threads at once."""
         self.mask = soft_mask(crop.size, EDGE)
         self.only_changes = False
 
@@ -245,13 +250,12 @@ class ClosedLoop:
             spared=spared,
         )
 
-    def each(self, index: Tensor, worker: object, attempt: Callable[[Tensor], None]) -> None:
-        """``attempt`` the faces ``index`` (n,), some beside others where pack and ``worker`` are made for it.
+    def each(self, index: Tensor, attempt: Callable[[Tensor], None]) -> None:
+        """``attempt`` the faces ``index`` (n,), some beside others where pack and workers are made for it.
 
         An attempt writes to the rows of its own faces only.
         """
-        beside = len(index) and runs_beside(self.pack) and runs_beside(worker)
-        side_by_side(attempt, index.split(GROUP) if beside else [index])
+        side_by_side(attempt, index.split(GROUP) if len(index) and self.side_by_side else [index])
 
     def paste(self, work: Work, crops: Tensor, index: Tensor) -> Tensor:
         """One new frame per face of ``index``: its own frame with its candidate in place, (n, 3, H, W)."""
@@ -304,7 +308,7 @@ class Locker(ClosedLoop):
 
     def __init__(self, pack: FacePack, aligner: Aligner, *, ladder: Sequence[float], target: float) -> None:
         """``ladder`` holds the strengths to try, ``target`` the similarity that ends the climb."""
-        super().__init__(pack, aligner.crop, ladder, target)
+        super().__init__(pack, aligner.crop, ladder, target, aligner)
         self.aligner = aligner
         self.only_changes = bool(getattr(aligner, "only_changes", False))
         self.takes_strength = bool(getattr(aligner, "takes_strength", False))
@@ -324,7 +328,7 @@ class Locker(ClosedLoop):
         for rung in range(len(self.ladder)):
             if not len(climbing):
                 break
-            self.each(climbing, self.aligner, partial(self._climb, work, identities, rung))
+            self.each(climbing, partial(self._climb, work, identities, rung))
             climbing = climbing[work.score[climbing] < self.target]
         return spare(self.finish(work), work), work.records(identities, self.target, start, consistency=False)
 

@@ -3,7 +3,8 @@
 Two things allow it. A frame is locked by itself, so the end of a chunk, which is all that the next one needs, can be
 locked first. And the blueprint stays on the thread that runs the pipeline, because compiled graphs assert that
 (pytorch#123177), while the rest of a chunk goes to one worker. Chunks leave in order, with the same bytes as in
-turn, one chunk ahead at most.
+turn, one chunk ahead at most. Stages that may not be called from two threads at once take turns: a tail is then locked
+when the worker is done.
 
 ::
 
@@ -16,12 +17,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from facelock.closed_loop import runs_beside
 from facelock.errors import InterruptedRunError
 from facelock.job import Job, Span
 from facelock.journal import Tail
@@ -93,6 +96,13 @@ class _Loop:
         self.pipeline, self.job, self.identities, self.progress = pipeline, job, identities, progress
         self.frames = job.frame_count(pipeline.fps)
         self.stop = threading.Event()
+        stages = [
+            *([pipeline.parts.locker] if job.lock else ()),
+            *([pipeline.parts.restorer] if job.restore else ()),
+        ]
+        beside = all(runs_beside(stage) for stage in stages)
+        self.turn: AbstractContextManager[object] = nullcontext() if beside else threading.Lock()
+        """Held by whichever thread runs them: the diffusion of an aligner, say, keeps a schedule between its steps."""
         self.gone = False
         """The worker's own chunk failed: there is nothing to hand out."""
 
@@ -104,7 +114,8 @@ class _Loop:
         begun = _Begun(span, raw, raw[span.length :], (), step.seconds, sound)
         if count:
             at = Span(span.index, span.end - count, count)
-            begun.ahead, begun.aligned = self._lock(at, raw[-count:], begun.seconds)
+            with self.turn:
+                begun.ahead, begun.aligned = self._lock(at, raw[-count:], begun.seconds)
         return begun
 
     def continued(self, begun: _Begun, past: Tail | None) -> Tail:
@@ -116,6 +127,10 @@ class _Loop:
 
     def complete(self, begun: _Begun, tail: Tail | None) -> Made:
         """In the worker: lock the other frames, restore, judge."""
+        with self.turn:
+            return self._complete(begun, tail)
+
+    def _complete(self, begun: _Begun, tail: Tail | None) -> Made:
         span, count = begun.span, begun.span.length - len(begun.ahead)
         locked, aligned = begun.ahead, list(begun.aligned)
         if count:

@@ -63,7 +63,7 @@ class RestoreLoop(ClosedLoop):
         (``restore_by``), any other for its restored faces once, which are then blended with the plain ones.
         """
         crop = restorer.crop if restorer else pack.encoder.crop
-        super().__init__(pack, crop, ladder if restorer else (), target)
+        super().__init__(pack, crop, ladder if restorer else (), target, *([restorer] if restorer else []))
         self.upscaler, self.restorer, self.consistency = upscaler, restorer, consistency
         self.search, self.tolerance, self.steps = search, tolerance, steps
 
@@ -74,7 +74,7 @@ class RestoreLoop(ClosedLoop):
         work = self.take(self.upscaler.upscale(frames), identities, cast)
         if self.restorer and len(work.faces):
             everyone = torch.arange(len(work.faces))
-            self.each(everyone, self.restorer, partial(self._search, work, frames, self.restorer))
+            self.each(everyone, partial(self._search, work, frames, self.restorer))
         return spare(self.finish(work), work), work.records(identities, self.target, start, consistency=True)
 
     def _search(self, work: Work, frames: Tensor, restorer: FaceRestorer, trying: Tensor) -> None:

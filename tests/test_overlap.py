@@ -203,3 +203,28 @@ def test_the_last_item_is_kept_when_the_next_fails_and_a_failing_keeper_is_heard
         list(kept_behind(items(), full))
     with pytest.raises(FaceLockError, match="disk full"):
         list(kept_behind(iter([1, 2, 3]), full))
+
+
+class Busy:
+    """A stage that notices when it is called from two threads at once."""
+
+    def __init__(self, work, entered: list[int], beside: bool) -> None:
+        self.work, self.entered, self.side_by_side, self.met = work, entered, beside, False
+
+    def __call__(self, *args, **kwargs):
+        self.entered.append(1)
+        time.sleep(0.05)
+        self.met |= len(self.entered) > 1
+        self.entered.pop()
+        return self.work(*args, **kwargs)
+
+    lock = restore = __call__
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_stages_are_called_from_two_threads_only_if_they_say_so(beside: bool) -> None:
+    parts, inside = toys.Parts(), []
+    lock, restore = parts.locker.lock, parts.restorer.restore
+    parts.locker, parts.restorer = Busy(lock, inside, beside), Busy(restore, inside, beside)
+    assert len(list(pipeline(parts).run(JOB, CAST))) == 5
+    assert (parts.locker.met or parts.restorer.met) is beside

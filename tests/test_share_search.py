@@ -256,7 +256,7 @@ def test_faces_beside_each_other_do_not_weigh_on_each_other():
         work = one.take(
             one.upscaler.upscale(clip(1)), [person("red", RED), person("green", GREEN)][: len(places)]
         )
-        return [at.weight for at in one._footprints(work, torch.arange(len(work.faces)))]
+        return [at.weight for at in one._patches(work, torch.arange(len(work.faces)))]
 
     left, right = (0.4, 0.5), (0.6, 0.5)
     both, alone = weights(left, right), weights(left) + weights(right)
@@ -269,7 +269,7 @@ def test_what_a_face_covers_is_what_is_pasted():
         one = RestoreLoop(Pack(places), Upscaler(), Restorer(), ladder=(1.0,), target=1, consistency=1)
         frames = clip(1)
         work = one.take(one.upscaler.upscale(frames), [person("red", RED)])
-        (at,) = one._footprints(work, torch.tensor([0]))
+        (at,) = one._patches(work, torch.tensor([0]))
         blank, index = torch.zeros_like(work.frames), torch.tensor([0])
         work.frames = blank
         full = one.paste(work, torch.ones_like(work.crops), index)

@@ -162,13 +162,6 @@ def opencv_watch(
     return similarities, _some(reference)
 
 
-def insightface_loop(
-    detector: Path, recogniser: Path, video: Path, frames: int, reference: np.ndarray | None
-) -> tuple[list[float], np.ndarray]:
-    """The same with insightface's detector and recogniser at its own detection size of 640."""
-    return insightface_watch(*insightface_nets(detector, recogniser), video, frames, reference)
-
-
 def insightface_nets(detector: Path, recogniser: Path) -> tuple[Any, Any]:
     """Loaded once, before the clock runs, as ours are."""
     from contextlib import redirect_stdout
