@@ -200,6 +200,8 @@ def test_a_torchvision_of_another_torch():
         "pip install --no-deps torchvision --index-url https://download.pytorch.org/whl/cpu",
     )
     assert problems(replace(BIG, torchvision=wrong))[0][1][1].endswith("/cu130")
+    older = replace(BIG, torch_cuda="12.8", onnxruntime_cuda="12.8", torchvision=wrong)
+    assert problems(older)[0][1][1].endswith("/cu128")  # there is no cu120
     assert problems(replace(PLAIN, torchvision=Running("torchvision", True))) == []
 
 

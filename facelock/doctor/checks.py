@@ -181,7 +181,7 @@ def torchvision(machine: Machine) -> Iterator[Finding]:
     """Nothing needs it but the extra ``sr``; a broken one breaks what only looks whether it is there."""
     if machine.torchvision is None or machine.torchvision.ok:
         return
-    build = f"cu{machine.torch_cuda.partition('.')[0]}0" if machine.torch_cuda else "cpu"
+    build = f"cu{machine.torch_cuda.replace('.', '')}" if machine.torch_cuda else "cpu"
     yield Finding(
         "problem",
         "torchvision",
