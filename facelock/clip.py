@@ -117,9 +117,7 @@ class Clip(Making):
 
     def _write(self, path: Path, frames: Tensor) -> None:
         crf = self.pipeline.recipe.encode.crf
-        with SegmentWriter(
-            path, self.size, self.fps, crf=crf, encoder=self.encoder, planes=frames.is_cuda
-        ) as writer:
+        with SegmentWriter(path, self.size, self.fps, crf=crf, encoder=self.encoder) as writer:
             writer.write(frames)
 
     def _prepare(self, journal: Journal, audio: Path | None, target: float | None) -> None:

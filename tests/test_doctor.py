@@ -142,6 +142,12 @@ def test_cuda_of_two_majors():
     assert [(f.level, f.mend) for f in works] == [("note", ())] and "both compute here" in works[0].what
 
 
+def test_a_torch_for_cuda_12_is_one_that_is_published():
+    older = replace(BIG, torch_cuda="", torch_gpus=0, onnxruntime_cuda="12.8")
+    ((_, (command,)),) = problems(older, "torch")
+    assert command.endswith("/whl/cu126")
+
+
 def test_a_torch_that_cannot_use_the_gpu():
     on_cpu = replace(BIG, packages=BIG.packages | {"torch": "2.13.0+cpu"}, torch_cuda="", torch_gpus=0)
     ((what, mend),) = problems(on_cpu)

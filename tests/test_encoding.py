@@ -1,4 +1,4 @@
-"""The way of frames to the encoder: a queue that never grows, planes made on a device, encoders that really work."""
+"""The way of frames to the encoder: a queue that never grows, encoders that really work."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import torch
 
 from facelock.errors import ConfigError, EncoderError
 from facelock.video.encoders import coding, require_encoder
-from facelock.video.planes import yuv420
 from facelock.video.ring import SLOTS, Ring, pieces
-from facelock.video.writing import SegmentWriter, read_chunks
+from facelock.video.writing import SegmentWriter
 
 
 def picture(count: int = 6, height: int = 48, width: int = 64) -> torch.Tensor:
@@ -21,13 +20,6 @@ def picture(count: int = 6, height: int = 48, width: int = 64) -> torch.Tensor:
     rows, columns = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
     still = torch.stack([rows, columns, 1 - rows])
     return torch.stack([0.5 + 0.4 * torch.sin(3 * still + 0.2 * t) for t in range(count)])
-
-
-def written(path: Path, frames: torch.Tensor, **options: object) -> torch.Tensor:
-    with SegmentWriter(path, (48, 64), Fraction(12), crf=0, **options) as writer:
-        for frame in frames.split(2):
-            writer.write(frame)
-    return torch.cat([chunk.frames for chunk in read_chunks(path, 64)])
 
 
 # ---------------------------------------------------------------------- the queue
@@ -87,46 +79,6 @@ def test_a_segment_that_is_left_halfway_leaves_no_file_and_no_thread(tmp_path: P
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
     assert not [thread for thread in threading.enumerate() if thread.name == "facelock-encode"]
-
-
-# ---------------------------------------------------------------------- planes
-
-
-def test_planes_are_what_ffmpeg_makes_of_rgb(tmp_path: Path) -> None:
-    """Read back, both ways show the same picture; the plain way stays the default."""
-    frames = picture()
-    ours = written(tmp_path / "planes.mkv", frames, planes=True)
-    ffmpegs = written(tmp_path / "rgb.mkv", frames)
-    assert (ours - ffmpegs).abs().mean() < 0.5 / 255
-    assert (ours - frames).abs().mean() < 1.5 * (ffmpegs - frames).abs().mean() + 0.1 / 255
-    assert not torch.equal(ours, ffmpegs)
-
-
-@pytest.mark.parametrize(
-    ("rgb", "yuv"),
-    [
-        ((0, 0, 0), (16, 128, 128)),
-        ((1, 1, 1), (235, 128, 128)),
-        ((1, 0, 0), (63, 102, 240)),
-        ((0, 0, 1), (32, 240, 118)),
-    ],
-)
-def test_planes_have_the_values_of_bt709(rgb: tuple, yuv: tuple) -> None:
-    """Colour bars of 100 %: ITU-R BT.709 rounded to 8 bits."""
-    planes = yuv420(torch.tensor(rgb, dtype=torch.float32).view(1, 3, 1, 1).expand(2, 3, 4, 8))
-    assert planes.shape == (2, 6, 8)
-    assert planes.dtype == torch.uint8
-    flat = planes[0].flatten()
-    assert set(flat[:32].tolist()) == {yuv[0]}
-    assert set(flat[32:40].tolist()) == {yuv[1]}
-    assert set(flat[40:].tolist()) == {yuv[2]}
-
-
-def test_a_size_or_look_that_planes_do_not_fit_goes_the_plain_way(tmp_path: Path) -> None:
-    with SegmentWriter(tmp_path / "odd.mkv", (47, 63), Fraction(12), crf=0, planes=True) as writer:
-        writer.write(picture(2, 47, 63))
-    (chunk,) = read_chunks(tmp_path / "odd.mkv", 8)
-    assert chunk.frames.shape == (2, 3, 47, 63)
 
 
 # ---------------------------------------------------------------------- encoders

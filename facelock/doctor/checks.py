@@ -21,6 +21,8 @@ ORT_GPU = "1.31.1"
 """The onnxruntime-gpu that is known to go with :data:`ORT_CUDA`."""
 ORT_CUDA = "13"
 TORCH_INDEX = "https://download.pytorch.org/whl"
+TORCH_BUILDS = {"12": "cu126"}
+"""CUDA's major → the build that torch 2.12 to 2.14 publishes for it (pytorch#178665), where that is not its first."""
 LITTLE_ROOM = 2 * GIB
 CUDA = "CUDAExecutionProvider"
 
@@ -80,7 +82,8 @@ def torch_for(machine: Machine, cuda: str) -> str:
     """The command that installs the same torch, built for CUDA of this version's major."""
     version = machine.packages.get("torch", "").partition("+")[0]
     wanted = f"torch=={version}" if version else "torch"
-    return f"pip install --force-reinstall {wanted} --index-url {TORCH_INDEX}/cu{cuda.partition('.')[0]}0"
+    major = cuda.partition(".")[0]
+    return f"pip install --force-reinstall {wanted} --index-url {TORCH_INDEX}/{TORCH_BUILDS.get(major, f'cu{major}0')}"
 
 
 def onnxruntime_twice(machine: Machine) -> Iterator[Finding]:

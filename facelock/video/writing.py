@@ -27,7 +27,6 @@ from facelock.files import publish, storage
 from facelock.video.encoders import coding, require_encoder
 from facelock.video.ffmpeg_process import BITEXACT, FfmpegProcess, find_ffmpeg
 from facelock.video.joining import Soundtrack, Timing, join_segments
-from facelock.video.planes import yuv420
 from facelock.video.reading import Look, VideoInfo, check_audio, count_frames, probe, read_chunks
 from facelock.video.ring import Ring, pieces
 from facelock.video.worker import matrix_name
@@ -66,24 +65,20 @@ class SegmentWriter:
         crf: float = 16,
         look: Look | None = None,
         encoder: str = "x264",
-        planes: bool = False,
     ) -> None:
         """``size`` is (height, width) in pixels; ``crf`` 0 (lossless) to 51; ``encoder`` x264 or nvenc.
 
-        A size that the look's chroma does not divide is kept by encoding chroma in full (4:4:4). With ``planes``
-        frames become YUV on their own device (:func:`~facelock.video.planes.yuv420`), where the look allows it.
+        A size that the look's chroma does not divide is kept by encoding chroma in full (4:4:4).
         """
         self.path, self.size = Path(path), (int(size[0]), int(size[1]))
         self.look = look or Look()
         self._part = self.path.with_name(self.path.name + ".part")
         height, width = self.size
-        plain = self.look == Look() and pixel_format(self.look, self.size) == "yuv420p"
-        self._planes = planes and plain
-        layout = "yuv420p" if self._planes else "rgb48le" if self.look.depth > 8 else "rgb24"
+        layout = "rgb48le" if self.look.depth > 8 else "rgb24"
         raw = {"format": "rawvideo", "pix_fmt": layout, "video_size": (width, height), "framerate": str(fps)}
         coded: Mapping[str, Any] = coding(encoder, crf, pixel_format(self.look, self.size))
         stream = ffmpeg.input("pipe:", **raw)
-        for name, options in _filters(self.look, self.size)[1 if self._planes else 0 :]:
+        for name, options in _filters(self.look, self.size):
             stream = stream.filter(name, **options)
         self._stream = stream.output(str(self._part), format="matroska", **coded, **BITEXACT)
         self._process: FfmpegProcess | None = None
@@ -110,12 +105,10 @@ class SegmentWriter:
             self._ring.put(self._pixels(piece))
 
     def _pixels(self, frames: Tensor) -> Tensor:
-        """(T, 3, H, W) in [0, 1] → the bytes that ffmpeg is told to expect, on the frames' own device."""
-        if self._planes:
-            return yuv420(frames).contiguous()
+        """(T, 3, H, W) in [0, 1] → the bytes that ffmpeg is told to expect, on the CPU."""
         top, kind = (65535, torch.uint16) if self.look.depth > 8 else (255, torch.uint8)
         pixels = (frames.float().clamp(0, 1) * top).round().to(kind)
-        return pixels.permute(0, 2, 3, 1).contiguous()
+        return pixels.permute(0, 2, 3, 1).contiguous().cpu()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         process, self._process = self._process, None
