@@ -183,8 +183,9 @@ def runs_beside(part: object) -> bool:
     return bool(getattr(part, "side_by_side", False))
 
 
-def joined(works: Sequence[Work]) -> Work:
-    """The work on consecutive groups of frames as one."""
+def joined(works: Sequence[Work], frames: Tensor) -> Work:
+    """The work on consecutive groups of ``frames`` as one; the frames themselves, which may take gigabytes, are not
+    copied."""
     if len(works) == 1:
         return works[0]
     lengths = [len(work.frames) for work in works]
@@ -192,9 +193,10 @@ def joined(works: Sequence[Work]) -> Work:
     columns = {
         name: torch.cat([getattr(work, name) for work in works])
         for name in (each.name for each in fields(Work))
-        if name not in ("faces", "spared")
+        if name not in ("frames", "faces", "spared")
     }
     return Work(
+        frames=frames,
         faces=Faces.together([work.faces for work in works], lengths),
         spared=Faces.together(spared, lengths) if spared else None,
         **columns,
@@ -219,7 +221,7 @@ class ClosedLoop:
         encoder = self.pack.encoder
         references = torch.stack([embedding_of(identity, encoder.id) for identity in identities])
         groups = frames.split(GROUP) if len(frames) and runs_beside(self.pack) else [frames]
-        return joined(side_by_side(lambda group: self._take(group, references, cast), groups))
+        return joined(side_by_side(lambda group: self._take(group, references, cast), groups), frames)
 
     def _take(self, frames: Tensor, references: Tensor, cast: Cast | None) -> Work:
         faces, encoder = self.pack.detect(frames), self.pack.encoder

@@ -26,7 +26,7 @@ class Locker(Protocol):
 
 
 class Restorer(Protocol):
-    """Stage 3 as the loop sees it: :class:`facelock.closed_loop.RestoreLoop`."""
+    """Stage 3 as the loop sees it: :class:`facelock.restore_loop.RestoreLoop`."""
 
     def restore(
         self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0

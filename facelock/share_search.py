@@ -1,7 +1,7 @@
 """How much of a restored face is kept: a search per face, with two answers to each try.
 
 Share 0 is the plainly enlarged face, share 1 the restored one. Each try is pasted, embedded and compared with its
-frame by :class:`facelock.closed_loop.RestoreLoop`; the searches here only say what to try next. A face's search
+frame by :class:`facelock.restore_loop.RestoreLoop`; the searches here only say what to try next. A face's search
 looks at that face's figures alone.
 """
 

@@ -345,3 +345,9 @@ def test_lanes_change_nothing():
         assert torch.equal(ours[0], theirs[0]) and ours[1] == theirs[1]
     finally:
         torch.set_num_threads(before)
+
+
+def test_frames_that_were_looked_at_in_groups_are_not_copied():
+    frames = clip(7)
+    for pack in (Pack(), PackBeside()):
+        assert locker(pack).take(frames, [person("red", RED)]).frames is frames

@@ -35,7 +35,7 @@ MARGIN = 6
 
 @dataclass(frozen=True)
 class GuidanceSettings:
-    """How guidance works; what a recipe does not say is in ``facelock.recipe.GuidanceRecipe``."""
+    """How guidance works; what a recipe does not say is in ``facelock.recipe.sections.GuidanceRecipe``."""
 
     scale: float
     """Length of one edit: L2 norm of a latent frame's change ÷ that latent frame's own."""

@@ -1,7 +1,7 @@
 """Face restoration by any network that spandrel knows (extra ``sr``): GFPGAN, RestoreFormer, CodeFormer.
 
 None of them is told whose face it restores, so each belongs inside of the constrained loop
-(:class:`facelock.closed_loop.RestoreLoop`), which takes back what leads away from the character.
+(:class:`facelock.restore_loop.RestoreLoop`), which takes back what leads away from the character.
 """
 
 from __future__ import annotations
