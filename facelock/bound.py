@@ -23,7 +23,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from facelock.errors import DeviceError, ModelError
+from facelock.errors import DeviceError, ModelError, first_line
 
 LARGEST_ARENA = 8 * 2**30
 """Bytes of GPU memory that one session may take."""
@@ -137,10 +137,11 @@ class BoundSession:
         try:
             self.session.run_with_iobinding(binding, self._options)
         except Exception as error:  # onnxruntime raises a dozen unrelated types
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(". ")
             if "allocate" in str(error):
-                raise torch.OutOfMemoryError(line) from error
-            raise DeviceError(f"onnxruntime failed on {self.device} ({line}). Check the device.") from error
+                raise torch.OutOfMemoryError(first_line(error, 160)) from error
+            raise DeviceError(
+                f"onnxruntime failed on {self.device} ({first_line(error, 160)}). Check the device."
+            ) from error
 
     @contextmanager
     def _ordered(self) -> Iterator[None]:

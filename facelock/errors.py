@@ -79,3 +79,8 @@ class InterruptedRunError(FaceLockError):
     """A signal stopped the run between two steps; the same command resumes it."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What a library's error says, for the middle of a sentence of ours: its first line, ``most`` characters of it."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most].rstrip(":. ")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from facelock.batchable import Run, agrees, any_rows
 from facelock.bound import BoundSession, cuda_options, torch_stream
-from facelock.errors import ConfigError, DeviceError, ModelError, StorageError
+from facelock.errors import ConfigError, DeviceError, ModelError, StorageError, first_line
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -130,14 +130,14 @@ def open_session(
     except Exception as error:  # onnxruntime raises a dozen unrelated types
         if device.type == "cuda" and "cuda" in str(error).lower():
             raise DeviceError(
-                f"onnxruntime cannot use {device} ({_first_line(error)}). Install onnxruntime-gpu; {DOCTOR}."
+                f"onnxruntime cannot use {device} ({first_line(error, 160)}). Install onnxruntime-gpu; {DOCTOR}."
             ) from error
         if "fallback to CPU EP has been explicitly disabled" in str(error):
             raise DeviceError(
                 f"onnxruntime would run {path.name} on the CPU. Install onnxruntime-gpu; {DOCTOR}."
             ) from error
         raise ModelError(
-            f"{path}: not a readable ONNX model ({_first_line(error)}). Fetch it again."
+            f"{path}: not a readable ONNX model ({first_line(error, 160)}). Fetch it again."
         ) from error
     active = session.get_providers()[0]
     if active != provider:
@@ -191,10 +191,6 @@ def _load_cuda_libraries() -> None:
         preload()
     if said.getvalue():
         log.debug("%s", said.getvalue().strip())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160].rstrip(". ")
 
 
 def fixed(dimension: object) -> int | None:

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from facelock.errors import DeviceError, ModelError
+from facelock.errors import DeviceError, ModelError, first_line
 
 REMEDY = "Pull or export the model again."
 Place = Callable[[Mapping[str, torch.nn.Module]], None]
@@ -126,7 +126,7 @@ def device_errors(device: str) -> Iterator[None]:
         text = str(error)
         if "allocate memory" in text or "CUDA" in text or "NVIDIA" in text:
             raise DeviceError(
-                f"The blueprint cannot use {device} ({_first_line(error)}). Check it, or give --device cpu."
+                f"The blueprint cannot use {device} ({first_line(error)}). Check it, or give --device cpu."
             ) from error
         raise
 
@@ -140,7 +140,7 @@ def _model_index(folder: Path, pipelines: tuple[str, ...]) -> dict[str, Any]:
         index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         kind = str(index["_class_name"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged ({_first_line(error)}). {REMEDY}") from error
+        raise ModelError(f"{path} is damaged ({first_line(error)}). {REMEDY}") from error
     if not any(fnmatchcase(kind, pattern) for pattern in pipelines):
         wanted = " or ".join(pattern.replace("*", "Pipeline") for pattern in pipelines)
         raise ModelError(f"{folder} holds a {kind[:80]}, not a {wanted}. Check the recipe's model name.")
@@ -178,7 +178,7 @@ def _part(folder: Path, name: str, kind: Any, **options: Any) -> Any:
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
-        raise ModelError(f"{path} cannot be loaded ({_first_line(error)}). {REMEDY}") from error
+        raise ModelError(f"{path} cannot be loaded ({first_line(error)}). {REMEDY}") from error
 
 
 def _network(folder: Path, name: str, network: Any, dtype: torch.dtype) -> torch.nn.Module:
@@ -205,8 +205,3 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200].rstrip(". ") if lines else type(error).__name__

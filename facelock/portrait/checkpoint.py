@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from facelock.errors import ConfigError, ModelError
+from facelock.errors import ConfigError, ModelError, first_line
 from facelock.portrait.adapter import State, check_fit, merge_lora, without_lora
 
 SAMPLERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "lcm": LCMScheduler}
@@ -65,7 +65,7 @@ def load_pipeline(
             merge_lora(pipeline.unet, adapter)
             pipeline.unet.to(dtype).eval().requires_grad_(False)
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise ModelError(f"{where}: does not fit the UNet ({_first_line(error)}). Fetch it again.") from error
+        raise ModelError(f"{where}: does not fit the UNet ({first_line(error)}). Fetch it again.") from error
     return pipeline
 
 
@@ -78,7 +78,7 @@ def _is_large(folder: Path) -> bool:
     try:
         kind = str(json.loads(path.read_text(encoding="utf-8"))["_class_name"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged ({_first_line(error)}). {REMEDY}") from error
+        raise ModelError(f"{path} is damaged ({first_line(error)}). {REMEDY}") from error
     if not (match := KIND.fullmatch(kind)):
         raise ModelError(
             f"{folder} holds a {kind[:80]}, not Stable Diffusion 1.5 or XL. Check the recipe's lock.model."
@@ -150,7 +150,7 @@ def _load(folder: Path, name: str, load: Callable[..., Any], **options: Any) -> 
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
-        raise ModelError(f"{path} cannot be loaded ({_first_line(error)}). {REMEDY}") from error
+        raise ModelError(f"{path} cannot be loaded ({first_line(error)}). {REMEDY}") from error
 
 
 def _network(folder: Path, name: str, network: Any, dtype: torch.dtype) -> Any:
@@ -188,8 +188,3 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(before[1])
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200].rstrip(". ") if lines else type(error).__name__

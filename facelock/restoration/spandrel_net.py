@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from facelock.errors import ConfigError, EnvironmentFailure, ModelError
+from facelock.errors import ConfigError, EnvironmentFailure, ModelError, first_line
 from facelock.restoration.precision import dtype_of
 from facelock.weights.state_dicts import load_state_dict
 
@@ -56,9 +56,8 @@ def _described(library: Any, path: Path) -> Any:
             f"{path}: spandrel knows no architecture with these tensors. Give another file."
         ) from error
     except Exception as error:  # each architecture fails in its own way on tensors that do not fit
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(":. ")
         raise ModelError(
-            f"{path}: its tensors do not fit their architecture ({reason}). Fetch it again."
+            f"{path}: its tensors do not fit their architecture ({first_line(error, 120)}). Fetch it again."
         ) from error
 
 
@@ -91,9 +90,8 @@ def _library() -> Any:
 
 
 def _broken(error: BaseException) -> EnvironmentFailure:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(". ")
     return EnvironmentFailure(
-        f"spandrel cannot be imported ({reason}): it needs a torchvision made for this torch. "
+        f"spandrel cannot be imported ({first_line(error, 120)}): it needs a torchvision made for this torch. "
         f"Give {torchvision_command()}."
     )
 

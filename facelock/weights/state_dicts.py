@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facelock.errors import ModelError
+from facelock.errors import ModelError, first_line
 from facelock.weights import MOST_TENSORS, load_safetensors
 
 TENSOR_FILES = (".safetensors", ".pth")
@@ -49,9 +49,9 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zipfile and pickle raise a dozen unrelated types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip(". ")
         raise ModelError(
-            f"{path}: not a readable .pth of tensors alone ({reason}). Fetch it again, or give safetensors."
+            f"{path}: not a readable .pth of tensors alone ({first_line(error, 120)}). "
+            "Fetch it again, or give safetensors."
         ) from error
 
 
