@@ -68,7 +68,7 @@ def test_a_file_that_was_changed_is_refused(models):
 def test_an_unknown_name_names_the_nearest(models):
     with pytest.raises(ModelError, match=r"'mini/onne'\. Known ones near it: mini/one"):
         locate("mini/onne")
-    with pytest.raises(ModelError, match=r"'zzz'\. 'facelock models list' shows the known ones\.$"):
+    with pytest.raises(ModelError, match=r"'zzz'\. See `facelock models list`\.$"):
         locate("zzz")
     with pytest.raises(ModelError, match=r"^\./nowhere\.onnx: there is no such model file"):
         locate("./nowhere.onnx")

@@ -278,14 +278,10 @@ class Catalog:
     def unknown(self, name: str) -> ModelError:
         """The error for a name that is none of these."""
         close = difflib.get_close_matches(name[:80], self.entries, 3, 0.4)
-        near = (
-            f"Known ones near it: {', '.join(close)}"
-            if close
-            else "'facelock models list' shows the known ones"
-        )
         if name.startswith(("/", "./", "../", "~")):
             return ModelError(f"{name[:200]}: there is no such model file or folder. Check the path.")
-        return ModelError(f"no model is called {name[:80]!r}. {near}.")
+        known = f"Known ones near it: {', '.join(close)}. " if close else ""
+        return ModelError(f"no model is called {name[:80]!r}. {known}See `facelock models list`.")
 
     def licences(self, sha256: str) -> Known | None:
         """What is known of a file with this digest; where several entries hold it, what the freest allows."""
