@@ -123,7 +123,7 @@ def test_sizes_that_it_cannot(size, said):
 
 @pytest.mark.parametrize("size", [None, 128, (128, 128)])
 def test_a_recipe_of_no_size_is_one_sentence(size):
-    with pytest.raises(ConfigError, match="makes pictures of 256x0 pixels. Give blueprint.size"):
+    with pytest.raises(ConfigError, match="makes pictures of 256x0 pixels"):
         check_size(size, (0, 256))
 
 

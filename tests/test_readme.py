@@ -122,7 +122,11 @@ def real_commands() -> list[str]:
     """The README's commands for photographs and footage."""
     texts = blocks(ROOT / "README.md", "text")
     lines = [line.split("  #")[0].strip() for text in texts for line in text.splitlines()]
-    real = ("facelock identity ", "facelock verify ", "facelock lock ")  # the others are for production checkpoints
+    real = (
+        "facelock identity ",
+        "facelock verify ",
+        "facelock lock ",
+    )  # the others are for production checkpoints
     return [line for line in lines if line.startswith(real)]
 
 
