@@ -30,7 +30,7 @@ from facelock.identity.findings import Enrolment, check_name
 from facelock.identity.storage import is_face_file, read_faces, save_identity, stored_identity
 from facelock.job import Job
 from facelock.perception import MINIATURE, open_perception
-from facelock.pipeline import Pipeline
+from facelock.pipeline import Pipeline, checked_job
 from facelock.protocols import Progress
 from facelock.recipe import Recipe, load_recipe, tuned
 from facelock.report import Report, build_report
@@ -84,8 +84,8 @@ def generate(
     Raises ``InputError`` for a prompt, length, size or picture that cannot be used, ``ConfigError`` for a
     recipe, ``ModelError`` or ``DeviceError`` when the machine cannot run it.
     """
-    Job(prompt, seconds, seed).check()
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    checked_job(Job(prompt, seconds, seed, size).check(), chosen)
     pipeline = Pipeline.from_recipe(tuned(chosen, vram=vram, reference=reference), device, commercial)
     return pipeline.generate(
         prompt,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from facelock.alignment import aligner_class
-from facelock.blueprint import backbone_class
+from facelock.alignment import ALIGNERS, aligner_class
+from facelock.blueprint import BACKBONES, backbone_class
 from facelock.closed_loop import Locker
 from facelock.errors import ConfigError, DeviceError
 from facelock.faces import load_pack
@@ -36,7 +36,7 @@ from facelock.precision import resolve_dtype
 from facelock.protocols import Backbone, FacePack, Guide, Upscaler
 from facelock.recipe import Recipe, model_names, recipe_names
 from facelock.recipe.sections import AcceptRecipe, FacesRecipe, JudgeRecipe
-from facelock.restoration import restorer_class, upscaler_class
+from facelock.restoration import RESTORERS, UPSCALERS, restorer_class, upscaler_class
 from facelock.restoration.precision import dtype_of
 from facelock.restore_loop import RestoreLoop
 from facelock.runtime import resolve_device
@@ -95,6 +95,20 @@ def _pack_files(recipe: Recipe, paths: Mapping[str, Path]) -> dict[str, Path]:
     }
 
 
+def _require_kinds(recipe: Recipe) -> None:
+    """Raise ``ConfigError`` for a stage of a kind that is not known; imports none of them."""
+    restore = recipe.restore
+    kinds: list[tuple[str, Collection[str], Callable[[str], Any]]] = [
+        (recipe.blueprint.kind, BACKBONES, backbone_class),
+        (recipe.lock.kind, ALIGNERS, aligner_class),
+        (restore.upscaler_kind, UPSCALERS, upscaler_class),
+        (restore.restorer_kind, RESTORERS, restorer_class),
+    ]
+    for kind, known, find in kinds:
+        if kind not in known:
+            find(kind)  # which has the sentence
+
+
 class Assembly:
     """The stages of one recipe on one device: :class:`facelock.parts.Parts`."""
 
@@ -108,18 +122,21 @@ class Assembly:
         """Find every model and check its digest.
 
         ``commercial`` refuses weights whose licence does not allow commercial use, or is not known. ``perception``
-        takes the place of the recipe's face packs. Raises ``ConfigError`` for a refused weight or a precision that
-        the device cannot work in, ``DeviceError``, also for a recipe that does not fit into the memory it was given,
-        ``ModelError``.
+        takes the place of the recipe's face packs. Raises ``ConfigError`` for a stage of an unknown kind, a refused
+        weight or a precision that the device cannot work in, ``DeviceError``, also for a recipe that does not fit into
+        the memory it was given, ``ModelError``.
         """
         self.recipe = recipe
         self._device = resolve_device(device)
         self._perception = perception
+        _require_kinds(recipe)
         names = model_names(recipe)
         if commercial:
             require_commercial(names.values())
         require_here(names.values())
-        resolve_dtype(recipe.blueprint.precision, self._device)
+        portraits = [part.faceid.precision for part in (recipe.lock, recipe.restore) if part.faceid]
+        for precision in (recipe.blueprint.precision, *portraits):
+            resolve_dtype(precision, self._device)
         for options in (recipe.restore.upscaler_options(), recipe.restore.restorer_options()):
             dtype_of(options.get("precision", "float32"), self._device)
         self._paths = {role: locate(name, pickled=role in PICKLED) for role, name in names.items()}

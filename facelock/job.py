@@ -127,6 +127,10 @@ def check_size(size: Size | None, native: tuple[int, int]) -> tuple[int, int]:
     cuts away what is too much, the same on both sides, at most :data:`MOST_CUT` of a side. All sides are even
     (yuv420p) and within a quarter and twice the native size. Raises :class:`ConfigError`.
     """
+    if min(native) < 1:
+        raise ConfigError(
+            f"The recipe makes pictures of {native[1]}x{native[0]} pixels. Give blueprint.size as [height, width]."
+        )
     height, width = _sides(size, native)
     made, wanted = f"{native[1]}x{native[0]}", f"{width}x{height}"
     if height % 2 or width % 2:

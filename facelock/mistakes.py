@@ -16,6 +16,10 @@ from pydantic_core import ErrorDetails
 Place = tuple[str | int, ...]
 """Keys and indices from the top of a file to a value."""
 
+TABLES = frozenset({"model_type", "model_attributes_type", "dict_type"})
+LISTS = frozenset({"tuple_type", "list_type"})
+"""What pydantic calls a value of another shape."""
+
 
 def sentence(detail: ErrorDetails, root: type[BaseModel], whole: str) -> str:
     """One mistake, led by where it is; ``whole`` names the file's kind where that is the top.
@@ -28,10 +32,20 @@ def sentence(detail: ErrorDetails, root: type[BaseModel], whole: str) -> str:
         return f"{key}: unknown key{did_you_mean(str(place[-1]), known_keys(root, place[:-1]))}"
     if detail["type"] == "missing":
         return f"{key}: is missing"
-    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in TABLES:
+        return f"{key}: must be a table{_found(detail)}"
+    if detail["type"] in LISTS:
+        return f"{key}: must be a list{_found(detail)}"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix(f"{key}: ").rstrip(".")
+    if message.startswith(f"{key}."):  # it says itself where it is
+        return message
+    return f"{key}: {message[0].lower()}{message[1:]}{_found(detail)}"
+
+
+def _found(detail: ErrorDetails) -> str:
+    """`` (found 3)``; nothing for what is too long to show."""
     found = detail.get("input")
-    shown = f" (found {_short(found)})" if isinstance(found, int | float | str) else ""
-    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+    return f" (found {_short(found)})" if isinstance(found, int | float | str) else ""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -59,6 +59,20 @@ class Made:
     records: ChunkRecords
 
 
+def checked_job(job: Job, recipe: Recipe) -> Job:
+    """The job, its size in pixels, if ``recipe`` can make it; asks for no model.
+
+    Raises ``InputError`` for what no recipe can make and for a clip too long for this one, ``ConfigError`` for a size
+    that it cannot reach.
+    """
+    job.check()
+    if job.size is not None:
+        job = replace(job, size=check_size(job.size, recipe.native_size))
+    low = recipe.blueprint
+    refuse_continuation(low.kind, window=low.window, frames=job.frame_count(low.fps), fps=low.fps)
+    return job
+
+
 class Pipeline:
     """Stages, loaded once and reused for any number of clips."""
 
@@ -135,11 +149,7 @@ class Pipeline:
         """Check ``job`` against the recipe, read the references, and describe the clip."""
         from facelock.clip import Clip
 
-        job.check()
-        if job.size is not None:
-            job = replace(job, size=check_size(job.size, self.recipe.native_size))
-        low, frames = self.recipe.blueprint, job.frame_count(self.fps)
-        refuse_continuation(low.kind, window=low.window, frames=frames, fps=self.fps)
+        job = checked_job(job, self.recipe)
         for sentence in vocabulary_warnings(self.recipe, job.prompt):
             logger.warning("%s", sentence)
         cast = self.identities(identity, faces)

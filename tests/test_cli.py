@@ -112,7 +112,8 @@ def test_json_is_one_object_on_stdout(facelock_command):
     assert summary["settings"]["inputs"]["seconds"] == 1
 
 
-def test_options_reach_the_run(facelock_command, toy, tmp_path):
+def test_options_reach_the_run(facelock_command, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("facelock.recipe.load_recipe", lambda _: toys.recipe())  # whose sizes are the toys'
     options = ("--seed", 7, "--size", "16x16", "--no-lock", "--no-restore", "--target", 0.5, "--json")
     code, out, _ = facelock_command(*generate(*options))
     settings = json.loads(out)["settings"]

@@ -21,6 +21,7 @@ from facelock.bench import insight, paste, real, warp
 from facelock.errors import ConfigError, DeviceError
 from facelock.precision import resolve_dtype
 from facelock.recipe import load_recipe
+from facelock.recipe.sections import FaceIDRecipe
 from facelock.runtime import BatchSession, open_session, require_whole_graph, resolve_device
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -116,9 +117,29 @@ def test_float16_is_refused_on_a_cpu_before_anything_is_read(monkeypatch):
     half = recipe.model_copy(
         update={"blueprint": recipe.blueprint.model_copy(update={"precision": "float16"})}
     )
-    monkeypatch.setattr("facelock.assembly.locate", lambda name: pytest.fail(f"{name} was looked for"))
-    with pytest.raises(ConfigError, match="float16 takes hours on a CPU"):
-        Assembly(half, "cpu")
+    portrait = FaceIDRecipe(adapter="miniature/aligner", precision="float16")
+    lock = recipe.model_copy(update={"lock": recipe.lock.model_copy(update={"faceid": portrait})})
+    monkeypatch.setattr("facelock.assembly.locate", lambda name, **_: pytest.fail(f"{name} was looked for"))
+    for wrong in (half, lock):
+        with pytest.raises(ConfigError, match="float16 takes hours on a CPU"):
+            Assembly(wrong, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("blueprint", "kind"),
+        ("lock", "kind"),
+        ("restore", "upscaler_kind"),
+        ("restore", "restorer_kind"),
+    ],
+)
+def test_an_unknown_kind_is_refused_before_anything_is_read(monkeypatch, part, key):
+    recipe = load_recipe("miniature")
+    wrong = recipe.model_copy(update={part: getattr(recipe, part).model_copy(update={key: "nosuch"})})
+    monkeypatch.setattr("facelock.assembly.locate", lambda name, **_: pytest.fail(f"{name} was looked for"))
+    with pytest.raises(ConfigError, match=r"'nosuch'\. Give one of"):
+        Assembly(wrong, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,12 @@ def test_sizes_that_it_cannot(size, said):
         check_size(size, (256, 256))
 
 
+@pytest.mark.parametrize("size", [None, 128, (128, 128)])
+def test_a_recipe_of_no_size_is_one_sentence(size):
+    with pytest.raises(ConfigError, match="makes pictures of 256x0 pixels"):
+        check_size(size, (0, 256))
+
+
 def test_another_shape_is_cut_not_stretched():
     rows = torch.linspace(0, 1, 32)[:, None].expand(32, 64)
     frames = torch.stack([rows, rows, torch.linspace(0, 1, 64).expand(32, 64)])[None]

@@ -10,11 +10,12 @@ import tiny_wan
 import torch
 from diffusers import AutoencoderKLWan, HeliosScheduler, UniPCMultistepScheduler
 
+import facelock
 from facelock.assembly import Assembly
 from facelock.assets import asset_dir
 from facelock.blueprint import backbone_class
 from facelock.blueprint.checkpoint import Checkpoint
-from facelock.errors import ConfigError, ModelError
+from facelock.errors import ConfigError, InputError, ModelError
 from facelock.recipe import load_recipe, model_names
 from facelock.weights import Catalog
 
@@ -33,6 +34,20 @@ def test_every_model_of_it_is_in_the_catalog(name: str) -> None:
     assert recipe.licence and recipe.blueprint.precision == "bfloat16"
     for role, model in model_names(recipe).items():
         assert Catalog.load().find(model), f"{role} = {model}"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "asked", "said"),
+    [
+        ("consisid-5b", {"seconds": 60}, "one clip of 6.1 seconds and cannot continue it"),
+        ("skyreels-v2-1.3b", {"seconds": 1, "size": 20_000}, "35294x20000 does not fit this recipe"),
+    ],
+)
+def test_what_it_cannot_make_is_said_before_its_weights_are_asked_for(
+    recipe: str, asked: dict[str, int], said: str
+) -> None:
+    with pytest.raises((InputError, ConfigError), match=said):
+        facelock.generate("a woman", "maria.png", recipe=recipe, device="cpu", **asked)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -66,6 +66,19 @@ def test_unknown_name_suggests_the_nearest():
         ("[lock] ", "[lok] ", "lok: unknown key, did you mean 'lock'"),
         ("schema = ", "scheme = ", "schema: is missing"),
         ("crf = 16", "crf = ", "not valid TOML"),
+        ("size = [64, 64]", "size = '64x64'", "blueprint.size: must be a list .found '64x64'"),
+        ("[lock] ", "[speed]\ncache = 'mag'\n[lock] ", "speed.cache: must be a table"),
+        ("[lock] ", "[speed]\nquantise = 'int4'\n[lock] ", "toml: speed.quantise = .* float8, int8. Correct"),
+        (
+            "[lock] ",
+            "[speed]\nattention = 'flsh'\n[lock] ",
+            "toml: speed.attention = 'flsh', .* 'flash'. Give one",
+        ),
+        (
+            "[lock] ",
+            "[speed.cache]\nkind = 'pab'\nwindow = [800, 100]\n[lock] ",
+            "window = .800, 100. holds no",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, before, after, words):
@@ -133,7 +146,7 @@ def test_all_mistakes_in_options_at_once_with_the_others(tmp_path):
     ("before", "after", "words"),
     [
         ("[faces] ", OPTIONS.format("conditioning_scale = 1.0"), "options.conditioning_scale: unknown key"),
-        ("[blueprint] ", "[blueprint]\noptions = 3\n", "blueprint.options: .*dictionary"),
+        ("[blueprint] ", "[blueprint]\noptions = 3\n", "blueprint.options: must be a table .found 3"),
         ('name = "miniature"', 'name = "miniature"\nvram_gib = "12"', "vram_gib: .*number"),
         ('name = "miniature"', 'name = "miniature"\nlicence = 1', "licence: .*string"),
     ],

@@ -18,6 +18,7 @@ from facelock.mistakes import known_keys
 from facelock.recipe.words import vocabulary_warnings
 from facelock.storyboard import CastMember, Defaults, Shot, Storyboard, safe_name, schema_text
 from facelock.storyboards.checks import StoryboardError
+from facelock.storyboards.film import FilmFolder
 from facelock.storyboards.plan import Plan
 from facelock.storyboards.reading import read_yaml
 
@@ -344,6 +345,38 @@ def test_check_exits_with_2_and_every_mistake(folder, capsys):
     code, out, err = command(capsys, "storyboard", "check", path)
     assert code == 2 and out == "" and err.startswith(f"facelock: error: {path}: 2 mistakes.\n  line 13: ")
     assert "Traceback" not in err and err.rstrip().endswith("Correct the storyboard.")
+
+
+def test_check_says_which_weights_are_missing(folder, capsys, monkeypatch):
+    monkeypatch.setenv("FACELOCK_HOME", str(folder))
+    text = BOARD.replace("  seed: 7", "  seed: 7\n  recipe: skyreels-v2-1.3b")
+    code, _, err = command(capsys, "storyboard", "check", write(folder, text))
+    said = "the recipe skyreels-v2-1.3b cannot run yet: 6 models are not on this machine. Get them with: facelock mod"
+    assert code == 0 and err.count("not on this machine") == 1 and said in err
+
+
+def test_a_shot_too_long_for_a_blueprint_that_cannot_continue_is_a_mistake(folder):
+    shot = "    recipe: consisid-5b\n    seconds: 60"
+    message = mistakes(folder, BOARD.replace("    seconds: 2", shot, 1))
+    assert "shots.0.seconds: This recipe writes one clip of 6.1 seconds" in message
+    assert "shots.1" not in message
+
+
+@pytest.mark.parametrize("verb", ["render", "retry"])
+def test_commercial_is_asked_of_every_shot_before_the_first(folder, verb, capsys):
+    path = write(folder, BOARD.replace("    seconds: 1.5", "    seconds: 1.5\n    recipe: own.toml"))
+    default = (ROOT / "pipelines" / "default.toml").read_text()
+    (folder / "own.toml").write_text(default.replace("miniature/aligner", "insightface/inswapper_128"))
+    film = folder / "film"
+    if verb == "retry":
+        film.mkdir()
+        Storyboard.load(path).save(FilmFolder(film).board)
+        arguments = (film, "--shot", "1")
+    else:
+        arguments = (path, "-o", film)
+    code, _, err = command(capsys, "storyboard", verb, *arguments, "--commercial")
+    assert code == 2 and "insightface/inswapper_128 does not allow commercial use" in err, err
+    assert not list(film.glob("*.partial")) and (verb == "retry" or not film.exists())
 
 
 def test_convert(folder, capsys):

@@ -15,7 +15,16 @@ from safetensors.torch import save_file
 
 from facelock.assets import asset_dir
 from facelock.errors import ModelError
-from facelock.weights import catalog, digest, encoder_id, load_safetensors, locate, sha256_file, thresholds
+from facelock.weights import (
+    catalog,
+    digest,
+    encoder_id,
+    load_safetensors,
+    locate,
+    require_here,
+    sha256_file,
+    thresholds,
+)
 from facelock.weights.catalog import Catalog, cache_dir
 
 
@@ -59,6 +68,10 @@ def test_a_file_that_was_changed_is_refused(models):
 def test_an_unknown_name_names_the_nearest(models):
     with pytest.raises(ModelError, match=r"'mini/onne'\. Known ones near it: mini/one"):
         locate("mini/onne")
+    with pytest.raises(ModelError, match=r"'zzz'\. See `facelock models list`\.$"):
+        locate("zzz")
+    with pytest.raises(ModelError, match=r"^\./nowhere\.onnx: there is no such model file"):
+        locate("./nowhere.onnx")
 
 
 def test_a_path_is_taken_as_it_is_unless_it_is_a_pickle(models, tmp_path):
@@ -171,6 +184,19 @@ def public(models, tmp_path, monkeypatch):
     monkeypatch.setenv("FACELOCK_HOME", str(tmp_path / "home"))
     (models / "public.toml").write_text(PUBLIC.format(sha=hashlib.sha256(b"two").hexdigest()))
     return tmp_path / "home" / "models" / "other"
+
+
+def test_all_that_is_missing_is_told_at_once(public, models):
+    text = (models / "public.toml").read_text()
+    second = "\n" + text.replace("other/two", "other/three").replace("other/gone", "other/lost")
+    (models / "public.toml").write_text(text + second.replace(text.split("[", 1)[0], "", 1))
+    found = r"^2 models are not on this machine\. Get them with: facelock models pull other/two other/three \(MIT\)\.$"
+    with pytest.raises(ModelError, match=found):
+        require_here(["other/two", "mini/one", "other/three", "other/two"])
+    with pytest.raises(
+        ModelError, match="other/gone is not on this machine, and its publisher no longer offers"
+    ):
+        require_here(["other/two", "other/gone"])
 
 
 def test_a_public_weight_says_how_to_get_it_until_it_is_here(public):

@@ -88,5 +88,7 @@ def _named(detail: Mapping[str, Any], model: type[Options]) -> InitErrorDetails:
     place, text, found = detail["loc"], str(detail["msg"]), detail["input"]
     if detail["type"] == "extra_forbidden":
         text, found = f"unknown key{did_you_mean(str(place[-1]), model.model_fields)}", None
+    elif detail["type"] == "model_type":
+        text = "must be a table"
     reason = PydanticCustomError("option", "{text}", {"text": text})
     return InitErrorDetails(type=reason, loc=place, input=found)

@@ -165,8 +165,9 @@ def generate(
         display = stack.enter_context(running(quiet, debug, RESUME_HINT))
         journal = stack.enter_context(claim(output, overwrite=overwrite, restart=restart))
         display.say("loading")
-        from facelock.pipeline import Pipeline
+        from facelock.pipeline import Pipeline, checked_job
 
+        job = checked_job(job, chosen)
         clip = Pipeline.from_recipe(chosen, device, commercial).clip(
             job, face, faces=face_index or (), progress=display.step
         )

@@ -50,16 +50,17 @@ def doctor(
         typer.echo("\n".join(text(diagnosis)))
     if not asked.runs:
         raise EnvironmentFailure(
-            f"The recipe {recipe} does not run here: {', '.join(asked.reasons)}. {_next(diagnosis)}."
+            f"The recipe {recipe} does not run here: {', '.join(asked.reasons)}. {_next(diagnosis, asked)}."
         )
 
 
-def _next(diagnosis: Diagnosis) -> str:
-    return (
-        "Give the commands under 'Problems'"
-        if diagnosis.problems
-        else "See 'facelock doctor' for what it needs"
-    )
+def _next(diagnosis: Diagnosis, asked: Standing) -> str:
+    if diagnosis.problems:
+        return "Give the commands under 'Problems'"
+    names = [weight.name for weight in asked.missing if weight.pull]
+    if asked.why or not names:
+        return "See 'facelock doctor' for what it needs"
+    return f"Get them with: facelock models pull {' '.join(names)}"
 
 
 def text(diagnosis: Diagnosis) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from facelock.cli.options import AsJson, Debug, Device, Quiet
+from facelock.cli.options import AsJson, Commercial, Debug, Device, Quiet
 from facelock.cli.terminal import Display, running
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def render(
         int | None, typer.Option("--workers", metavar="N", help="Of ray. Default: one per GPU or CPU core.")
     ] = None,
     device: Device = "auto",
+    commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -111,6 +112,7 @@ def render(
             address=address,
             workers=workers,
             device=device,
+            commercial=commercial,
         )
     _tell(film, as_json=as_json, quiet=quiet)
 
@@ -120,6 +122,7 @@ def retry(
     film: FilmFolder,
     shot: Annotated[str, typer.Option("--shot", metavar="N|NAME", help="Number from 1, or name.")],
     device: Device = "auto",
+    commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -129,7 +132,7 @@ def retry(
         display.say("loading")
         from facelock.storyboards.render import retry as run
 
-        made = run(film, shot, on_event=_teller(display), device=device)
+        made = run(film, shot, on_event=_teller(display), device=device, commercial=commercial)
     _tell(made, as_json=as_json, quiet=quiet)
 
 

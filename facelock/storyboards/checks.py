@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from facelock.errors import ConfigError
+from facelock.blueprint import refuse_continuation
+from facelock.errors import ConfigError, InputError
 from facelock.job import check_size, parse_size
 from facelock.mistakes import Place, did_you_mean, sentence
 from facelock.recipe import Recipe, load_recipe
@@ -211,6 +212,13 @@ def _fits(recipe: Recipe, shot: Mapping[str, Any], defaults: Mapping[str, Any], 
         yield (*(place if "size" in shot else ("defaults",)), "size"), problem
     if seconds and Fraction(seconds) * rate < Fraction(1, 2):
         yield (*place, "seconds"), f"{seconds:g} s is less than one frame of {float(1 / rate):.3f} s"
+    low = recipe.blueprint
+    try:
+        refuse_continuation(
+            low.kind, window=low.window, frames=round(Fraction(seconds or 0) * rate), fps=rate
+        )
+    except InputError as error:
+        yield (*place, "seconds"), str(error).rstrip(".")
 
 
 def _number(value: object) -> float | None:

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from facelock.errors import ConfigError
+from facelock.errors import ConfigError, ModelError
 from facelock.job import Job, check_size, parse_size, plan_chunks
-from facelock.recipe import Recipe, load_recipe
+from facelock.recipe import Recipe, load_recipe, model_names
 from facelock.recipe.words import crowd_warnings
 from facelock.storyboard import Storyboard, Transition, is_file_recipe, seed_of
+from facelock.weights import require_here
 
 BYTES_PER_PIXEL = 0.25
 """Of H.264 at crf 16 on busy pictures, as :mod:`facelock.clip` reckons."""
@@ -128,6 +129,11 @@ class Plan:
         """Of the film."""
         return self.units[0].fps
 
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """Each once, in the order of the shots."""
+        return tuple({id(unit.recipe): unit.recipe for unit in self.units}.values())
+
     def cost(self) -> Cost:
         """What one take of every shot costs."""
         room = sum(unit.frames * unit.shape[0] * unit.shape[1] for unit in self.units)
@@ -148,6 +154,11 @@ class Plan:
         for unit in self.units:
             crowd = crowd_warnings(unit.recipe, len(unit.characters))
             sentences += [f"shot {unit.name}: {sentence}" for sentence in crowd]
+        for recipe in self.recipes:
+            try:
+                require_here(model_names(recipe).values())
+            except ModelError as error:
+                sentences.append(f"the recipe {recipe.name} cannot run yet: {str(error).rstrip('.')}")
         unused = set(self.board.cast) - {name for unit in self.units for name in unit.characters}
         sentences += [f"{name} is in the cast but in no shot" for name in sorted(unused)]
         return sentences

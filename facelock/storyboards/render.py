@@ -16,6 +16,7 @@ from pathlib import Path
 
 from facelock.errors import ConfigError, InputError
 from facelock.output import locked
+from facelock.recipe import model_names
 from facelock.storyboard import Storyboard
 from facelock.storyboards.checks import require_sound
 from facelock.storyboards.edit import make_edit
@@ -23,6 +24,7 @@ from facelock.storyboards.events import Event, FilmMade, OnEvent
 from facelock.storyboards.film import Film, FilmFolder, ShotRecord, ShotResult, Take, result_of
 from facelock.storyboards.plan import Plan, Unit
 from facelock.storyboards.takes import Pace, Worker, is_worth_another_seed
+from facelock.weights import require_commercial
 
 ENGINES = ("local", "ray")
 """How shots are spread over processes; ``local``: one after the other in this one."""
@@ -47,6 +49,7 @@ def render(
     address: str | None = None,
     workers: int | None = None,
     device: str = "auto",
+    commercial: bool = False,
 ) -> Film:
     """Make every shot of ``board``, then the film, into the folder ``out``; returns what came of each shot.
 
@@ -55,9 +58,11 @@ def render(
     :meth:`Film.require`. ``on_event`` hears of each step (:mod:`facelock.storyboards.events`). ``device`` is
     auto, cpu, cuda or cuda:N. ``engine="ray"`` spreads shots over ``workers`` processes (default: one per GPU,
     or per CPU core) of this machine, or of the Ray cluster at ``address``, on which ``out`` must be shared;
-    the bytes are the same.
+    the bytes are the same. ``commercial`` refuses weights whose licence does not allow commercial use, of every
+    shot's recipe, before the first shot.
 
-    Raises ``InputError`` for a storyboard or folder that cannot be used, ``OutputBusyError`` while another
+    Raises ``InputError`` for a storyboard or folder that cannot be used, ``ConfigError`` for a refused weight,
+    ``ModelError`` for one that is not known, ``OutputBusyError`` while another
     run holds the folder, ``StorageError``, ``InterruptedRunError``.
     """
     if engine not in ENGINES:
@@ -65,6 +70,8 @@ def render(
     board = board if isinstance(board, Storyboard) else Storyboard.load(board)
     require_sound(board)
     plan = Plan.of(board)
+    if commercial:
+        _require_commercial(plan)
     film = FilmFolder(_checked_folder(out))
     with locked(film.folder):
         film.prepare()
@@ -73,7 +80,14 @@ def render(
         return _render(plan, film, on_event or _nothing, device, cluster)
 
 
-def retry(folder: str | Path, shot: str, *, on_event: OnEvent | None = None, device: str = "auto") -> Film:
+def retry(
+    folder: str | Path,
+    shot: str,
+    *,
+    on_event: OnEvent | None = None,
+    device: str = "auto",
+    commercial: bool = False,
+) -> Film:
     """Make new takes of one shot, given by name or by number from 1, of the film in ``folder``; edit again.
 
     Also when its present take was accepted but is not liked; where no new take meets the target, that one
@@ -82,6 +96,8 @@ def retry(folder: str | Path, shot: str, *, on_event: OnEvent | None = None, dev
     film = FilmFolder(folder)
     board = film.load_board()
     plan = Plan.of(board)
+    if commercial:
+        _require_commercial(plan)
     unit = find_shot(plan, shot)
     with locked(film.folder):
         film.prepare()
@@ -106,6 +122,11 @@ def find_shot(plan: Plan, shot: str) -> Unit:
 
 def _nothing(_: Event) -> None:
     """Hear of everything and say nothing."""
+
+
+def _require_commercial(plan: Plan) -> None:
+    for recipe in plan.recipes:
+        require_commercial(model_names(recipe).values())
 
 
 def _checked_folder(out: str | Path) -> Path:

@@ -104,8 +104,8 @@ def _check(
     choice = f"Give one of: {', '.join(known)}."
     if refused and name in refused:
         raise ConfigError(f"speed.{key} = {name!r} is not offered: {refused[name]}. {choice}")
-    guess = did_you_mean(name, known) or ", which is not known"
-    raise ConfigError(f"speed.{key} = {name!r}{guess}. {choice}")
+    guess = did_you_mean(name, known) or ", which is not known."
+    raise ConfigError(f"speed.{key} = {name!r}{guess} {choice}")
 
 
 def _check_cache(cache: StepCache) -> None:
@@ -114,6 +114,12 @@ def _check_cache(cache: StepCache) -> None:
         raise ConfigError(
             "speed.cache.kind = 'mag' needs the checkpoint's own ratios. Measure them with "
             "facelock.tuning.ratios.measure_ratios, or choose another cache."
+        )
+    low, high = cache.window
+    if not 0 <= low < high <= 1000:
+        raise ConfigError(
+            f"speed.cache.window = [{low}, {high}] holds no noise level. "
+            "Give the lower one, then the higher, of 0 to 1000."
         )
     if cache.every < 2 or cache.most < 1:
         raise ConfigError(

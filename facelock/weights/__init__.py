@@ -93,15 +93,21 @@ def _existing(name: str | Path) -> Path | None:
 
 
 def require_here(names: Iterable[str]) -> None:
-    """Raise ``ModelError``, saying how to pull it, for the first known weight that is not on this machine.
+    """Raise ``ModelError``, saying how to pull them, for all known weights that are not on this machine.
 
     Files are looked for and not read: for what can be said before hours of digests.
     """
     catalog = Catalog.load()
-    for name in names:
-        entry = _named(catalog, name)
-        if entry is not None and not entry.bundled and not is_here(entry):
-            raise ModelError(missing(entry))
+    found = {entry.name: entry for name in names if (entry := _named(catalog, name)) is not None}
+    lost = [entry for entry in found.values() if not entry.bundled and not is_here(entry)]
+    gone = [entry for entry in lost if entry.fetch is None]
+    if gone or len(lost) == 1:
+        raise ModelError(missing((gone or lost)[0]))
+    if lost:
+        wanted, licences = " ".join(e.name for e in lost), ", ".join(dict.fromkeys(e.licence for e in lost))
+        raise ModelError(
+            f"{len(lost)} models are not on this machine. Get them with: facelock models pull {wanted} ({licences})."
+        )
 
 
 def is_here(entry: Entry) -> bool:

@@ -278,6 +278,8 @@ class Catalog:
     def unknown(self, name: str) -> ModelError:
         """The error for a name that is none of these."""
         close = difflib.get_close_matches(name[:80], self.entries, 3, 0.4)
+        if name.startswith(("/", "./", "../", "~")):
+            return ModelError(f"{name[:200]}: there is no such model file or folder. Check the path.")
         known = f"Known ones near it: {', '.join(close)}. " if close else ""
         return ModelError(f"no model is called {name[:80]!r}. {known}See `facelock models list`.")
 
