@@ -10,9 +10,10 @@ from facelock.errors import DeviceError
 from facelock.weights import locate
 
 DETECTION = (128, 128)
+"""The recipe's own detection size; ``None`` leaves insightface its default, 128 and 640 one after the other."""
 
 
-def swapper_and_pack(device: str = "cpu") -> tuple[Any, Any]:
+def swapper_and_pack(device: str = "cpu", detection: tuple[int, int] | None = DETECTION) -> tuple[Any, Any]:
     """A prepared ``FaceAnalysis`` of the bundled pack, and the ``INSwapper`` of the bundled aligner, on ``device``.
 
     Raises ``DeviceError`` when insightface silently takes another one: it would make ours look fast.
@@ -24,7 +25,7 @@ def swapper_and_pack(device: str = "cpu") -> tuple[Any, Any]:
     provider = "CUDAExecutionProvider" if kind == "cuda" else "CPUExecutionProvider"
     with redirect_stdout(StringIO()):  # it prints shapes and set-ups
         app = FaceAnalysis(name=str(locate("miniature/faces")), providers=[provider])
-        app.prepare(ctx_id=int(index or 0) if kind == "cuda" else -1, det_size=DETECTION, det_thresh=0.5)
+        app.prepare(ctx_id=int(index or 0) if kind == "cuda" else -1, det_size=detection, det_thresh=0.5)
         swapper = insightface.model_zoo.get_model(str(locate("miniature/aligner")), providers=[provider])
     for model in (*app.models.values(), swapper):
         require_provider(model.session, provider)

@@ -15,10 +15,11 @@ from facelock.types import Identity
 class PlainSwap:
     """Swaps each frame with the recipe's own aligner at strength 1 through insightface's ``INSwapper``."""
 
-    def __init__(self, parts: Parts) -> None:
-        from facelock.bench.insight import swapper_and_pack
+    def __init__(self, parts: Parts, *, own_size: bool = False) -> None:
+        """Faces are found at the recipe's detection size, or with ``own_size`` at insightface's default ones."""
+        from facelock.bench.insight import DETECTION, swapper_and_pack
 
-        self.app, self.swapper = swapper_and_pack(parts.device)
+        self.app, self.swapper = swapper_and_pack(parts.device, None if own_size else DETECTION)
         self.encoder = parts.locker.pack.encoder.id  # type: ignore[attr-defined]
 
     def __call__(self, frames: Tensor, identity: Identity) -> Tensor:
