@@ -67,16 +67,18 @@ def run(
     Raises ``InputError`` when the assets are not there.
     """
     require_cpu("real", device)
-    videos = sorted((assets / "videos").glob("*.mp4"))[:identities]
+    everyone = sorted((assets / "videos").glob("*.mp4"))
+    videos = everyone[:identities]
     if not videos or not recognisers(assets):
         raise InputError(
             f"{assets}: no photos, videos and weights are here. Give their folder with --assets."
         )
     photos, _ = measure(assets)
     speeds, alarms = [], []
+    arms = (opencv_arm(assets), insightface_arm(assets))
     for done, video in enumerate(videos):
-        speeds += [race(arm, video, seconds) for arm in (opencv_arm(assets), insightface_arm(assets))]
-        alarms.append(alarm(assets, video, videos[(done + 1) % len(videos)]))
+        speeds += [race(arm, video, seconds) for arm in arms]
+        alarms.append(alarm(assets, video, everyone[(done + 1) % len(everyone)]))
         if progress:
             progress("videos", done + 1, len(videos))
     command = f"facelock bench real --seconds {seconds:g} --identities {len(videos)}"
