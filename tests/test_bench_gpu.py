@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from facelock.bench import gpu, gpu_faces, gpu_networks, gpu_parts
+from facelock.bench import gpu, gpu_face_nets, gpu_faces, gpu_parts
 from facelock.bench.gpu_bench import LATE, Bench, Line
 from facelock.bench.gpu_sizes import FULL, TINY
 from facelock.guidance import TorchEmbedder
@@ -146,7 +146,7 @@ def test_direct_takes_both_arms_with_guidance_and_a_decoding(bench, monkeypatch)
 
 
 def test_forced_boxes_are_the_same_on_every_frame() -> None:
-    faces = gpu_networks.forced(4, 3, (60, 90), (0.22, 0.45))
+    faces = gpu_face_nets.forced(4, 3, (60, 90), (0.22, 0.45))
     assert faces.frame.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
     torch.testing.assert_close(faces.box[:3], faces.box[9:])
     inside = (faces.landmarks >= faces.box[:, None, :2]) & (faces.landmarks <= faces.box[:, None, 2:])
@@ -155,7 +155,7 @@ def test_forced_boxes_are_the_same_on_every_frame() -> None:
 
 
 def test_the_recogniser_is_read_as_arcface_and_tells_faces_apart(bench) -> None:
-    embed = gpu_networks.recogniser(bench)
+    embed = gpu_face_nets.recogniser(bench)
     assert isinstance(embed, TorchEmbedder) and embed.scale == 2.0
     rows = embed(torch.rand(3, 3, 112, 112))
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
@@ -166,7 +166,7 @@ def test_face_networks_have_the_published_sizes() -> None:
     from facelock.nets.compact_sr import Srvgg
 
     with torch.device("meta"):
-        swap, compact = gpu_networks.SwapNet(*FULL.faces.swap), Srvgg(*FULL.faces.upscaler)
+        swap, compact = gpu_face_nets.SwapNet(*FULL.faces.swap), Srvgg(*FULL.faces.upscaler)
     assert sum(p.numel() for p in swap.parameters()) == pytest.approx(
         138e6, rel=0.03
     )  # inswapper_128: 554 MB
