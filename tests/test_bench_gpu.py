@@ -6,12 +6,14 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from facelock.bench import gpu, gpu_face_nets, gpu_faces, gpu_parts
 from facelock.bench.gpu_bench import LATE, Bench, Line
 from facelock.bench.gpu_sizes import FULL, TINY
+from facelock.faces.pack import rounded, to_planes
 from facelock.guidance import TorchEmbedder
 
 SMALLER = dataclasses.replace(
@@ -171,3 +173,12 @@ def test_face_networks_have_the_published_sizes() -> None:
         138e6, rel=0.03
     )  # inswapper_128: 554 MB
     assert sum(p.numel() for p in compact.parameters()) == pytest.approx(1.21e6, rel=0.01)  # 4.9 MB
+
+
+def test_bytes_made_on_a_device_are_those_that_opencv_makes() -> None:
+    frame = torch.cat(
+        [torch.rand(3, 33, 40), (torch.arange(120).reshape(3, 1, 40) + 0.5) / 255, torch.ones(3, 1, 40)], 1
+    )
+    frame[:, 0, :3] = torch.tensor([-0.1, 1.2, 0.0])
+    planes = np.stack(to_planes(frame))
+    assert (rounded(frame).numpy() == planes).all() and planes.max() == 255 and planes.min() == 0

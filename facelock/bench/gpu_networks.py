@@ -1,4 +1,4 @@
-"""The blueprint's networks of ``facelock bench gpu``: the production classes at published sizes, random, made on the device."""
+"""The blueprint's networks of ``facelock bench gpu``: production classes at published sizes, made on the device."""
 
 from __future__ import annotations
 
