@@ -15,7 +15,7 @@ from torch import Tensor
 
 from facelock.alignment.faceid import FaceID
 from facelock.bench.gpu_bench import Bench, Line
-from facelock.bench.gpu_networks import (
+from facelock.bench.gpu_face_nets import (
     ENCODER,
     BuiltPortrait,
     CompactFrames,

@@ -69,8 +69,8 @@ class Sizes:
     dtype: torch.dtype
     faces: FaceSizes
     portrait: PortraitSizes
-    backends: tuple[str, ...] = ("native", "native_flash", "native_cudnn")
-    """Attention backends of a recipe's [speed] that are compared."""
+    backends: tuple[str, ...] = ("native_flash", "native_cudnn")
+    """Attention backends of a recipe's [speed] that are compared with torch's own choice."""
     face: tuple[float, float] = field(default=(0.22, 0.45))
     """Width and height of a face's box, as shares of the frame's height."""
 

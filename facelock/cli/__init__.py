@@ -239,7 +239,7 @@ BENCHMARKS = {
     "decoupling": "Whether locked faces keep the blueprint's pose, expression, gaze and light.",
     "speed": "Seconds per stage and peak memory.",
     "stages": "Each stage's cost against the plain tools', long clips, overlap, and every speed choice.",
-    "gpu": "Production-size models with random weights at true shapes; tiny ones without a GPU.",
+    "gpu": "Production-size models with random weights at true shapes, for --seconds at most; tiny ones without a GPU.",
     "across": "How alike true renders of one person are within a clip and across clips.",
     "pairs": "Two people in one shot: wrong-person frames and margins.",
     "cluster": "Two Ray workers with a core each against one; needs the extra cluster.",
