@@ -121,6 +121,13 @@ def test_a_box_is_rendered_as_it_is_in_the_whole_picture(truth):
     assert torch.allclose(part, heldout.cut_box(truth.picture, exam.EYES), atol=1e-5)
 
 
+def test_a_smaller_crop_shows_the_same_place(truth):
+    small = truth.faces.render(64)
+    same = exam.decibels((small - F.avg_pool2d(truth.picture, 2)).square().mean(1))
+    aside = exam.decibels((small - F.avg_pool2d(truth.picture.roll((1, 1), (2, 3)), 2)).square().mean(1))
+    assert same > 30 and same > aside + 3
+
+
 def test_finer_drawing_and_the_right_place_count(truth):
     coarse, fine, aside = exam.bounds(truth).values()
     assert fine > 45 and 20 < coarse < fine and aside < coarse
@@ -217,11 +224,16 @@ def test_aligner_and_restorer_are_examined_on_all_that_they_meet(scenes, monkeyp
         asked.append((part, identities))
         return crops
 
+    compared, whole = [], exam.probe_renders
     monkeypatch.setattr(cards, "_answer", idle)
+    monkeypatch.setattr(exam, "probe_renders", lambda faces, p: (compared.append(faces), whole(faces, p))[1])
     two = heldout.Scenes(scenes.clips[:2], *(_first(f, 2) for f in (scenes.shown, scenes.stranger)))
     found = Findings()
     for part, same in (("aligner", False), ("restorer", True)):
+        compared.clear()
         cards._swapper(part, two, two.clips, found, same=same)
+        # an input shows whoever is in the frame, an answer the one who is wanted
+        assert {id(f) for f in compared} == {id(two.shown), id(two.shown if same else two.stranger)}
     swap, restore = found.figures["aligner"], found.figures["restorer"]
     assert swap["PSNR of the face, dB | clean, out"] == swap["PSNR of the face, dB | clean, in"] < 30
     assert restore["PSNR of the face, dB | clean, out"] == float("inf")
