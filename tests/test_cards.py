@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,23 @@ def test_a_thinned_curve_keeps_the_end_and_the_means():
     assert len(curve) <= curves.POINTS and curve[-1][0] == 12500
     assert curve[0] == [300, {"loss": 2.0}]
     assert curves.thinned([]) == [] and curves.thinned(history[:2])[1] == [200, {"loss": 2.0}]
+
+
+def test_a_sitting_tells_what_its_state_knows():
+    rows = [{"step": 100, "loss": 0.123456}, {"step": 200, "loss": 0.1}]
+    meta = {"step": "230", "history": json.dumps(rows), "origin": "[]"}
+    kept = curves.sitting(meta | {"spent": "12.34", "device": "NVIDIA H100", "samples": "920"})
+    curve = [[100, {"loss": 0.1235}], [200, {"loss": 0.1}]]
+    assert kept == {
+        "steps": 230,
+        "last": {"loss": 0.1},
+        "device": "NVIDIA H100",
+        "seconds": 12.3,
+        "samples": 920,
+        "curve": curve,
+    }
+    assert curves.sitting(meta) == {"steps": 230, "last": {"loss": 0.1}, "curve": curve}
+    assert curves.sitting(meta | {"history": "[]"}) == {"steps": 230, "last": {}}
 
 
 def test_a_curve_is_drawn_with_a_panel_per_figure_and_small():

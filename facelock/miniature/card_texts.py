@@ -13,6 +13,7 @@ COMMON = (
 
 
 RECIPE = (
+    "On a GPU every batch is rendered anew, on CPUs batches are drawn from rendered sets. "
     "Optimiser: AdamW (betas .9 and .98, weight decay 1e-3), 150 steps of warm-up, then a cosine to 1 % of the peak; "
     "gradients clipped to norm 1; what ships is the exponential moving average of the weights (.997)."
 )
@@ -42,8 +43,8 @@ CARDS: dict[str, Card] = {
             "`FaceAnalysis(name=<this folder>)` of insightface opens it. `detector.onnx`: an SCRFD (Guo et al. "
             "2021, arXiv:2105.04714) of 1.0 M weights, strides 8, 16 and 32, two anchors, five landmarks; any "
             "side divisible by 32. `recogniser.onnx`: a small residual network on the 112 px ArcFace crop, "
-            "trained to regress the identity's parameters and to classify 6,000 people with CosFace (Wang et al. "
-            "2018, arXiv:1801.09414), then whitened within identities and laid into 512 dimensions. It is the "
+            "trained to regress the identity's parameters and to tell the people of its split apart with CosFace (Wang "
+            "et al. 2018, arXiv:1801.09414), then whitened within identities and laid into 512 dimensions. It is the "
             "lock's recogniser: what it says of a locked clip is no evidence, see the judge."
         ),
         data=(
@@ -204,7 +205,7 @@ CARDS: dict[str, Card] = {
             "forgets faces by construction and by size: that is the disease FaceLock cures."
         ),
         data=(
-            "Autoencoder: windows of 17 frames of rendered clips; L1, edges and a weight on the face. "
+            "Autoencoder: windows of 17 frames of rendered clips; L1 on pixels and edges, weighted towards the face. "
             "Transformer: their latents with captions from the drawn world's vocabulary, words left out at "
             "random, one noise level per latent."
         ),

@@ -6,6 +6,7 @@ A curve is a list of ``[step, {figure: value}]``, steps ascending; a part has on
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,6 +39,23 @@ def thinned(history: Sequence[Mapping[str, float]], points: int = POINTS) -> lis
         means = {k: sum(row[k] for row in part if k in row) / sum(k in row for row in part) for k in names}
         curve.append([int(part[-1]["step"]), {k: float(f"{v:.4g}") for k, v in means.items()}])
     return curve
+
+
+def sitting(meta: Mapping[str, str]) -> dict[str, Any]:
+    """What ``training.json`` keeps of a training, by the metadata of its ``state.safetensors``.
+
+    ``steps`` and ``last``; ``device``, ``seconds`` and ``samples`` where the state knows them, and the ``curve``.
+    """
+    history = json.loads(meta["history"])
+    last = {k: float(f"{v:.4g}") for k, v in (history or [{}])[-1].items() if k != "step"}
+    out: dict[str, Any] = {"steps": int(meta["step"]), "last": last}
+    if meta.get("device"):
+        out["device"] = meta["device"]
+    if float(meta.get("spent", "0")) > 0:
+        out["seconds"] = round(float(meta["spent"]), 1)
+    if "samples" in meta:
+        out["samples"] = int(meta["samples"])
+    return out | {"curve": thinned(history)} if history else out
 
 
 def draw(sittings: Sequence[Mapping[str, Any]]) -> bytes | None:
