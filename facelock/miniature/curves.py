@@ -98,8 +98,7 @@ def _joined(sittings: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Line], lis
 
 def _panel(pen: ImageDraw.ImageDraw, top: int, name: str, line: Line, borders: Sequence[int]) -> None:
     values = [value for part in line for _, value in part]
-    low, high = _range(values)
-    last = max(borders[-1], 1)
+    (low, high), last = _range(values), max(borders[-1], 1)
     upper, lower = top + TOP, top + PANEL - BOTTOM
 
     def at(step: float, value: float) -> tuple[float, float]:
@@ -107,15 +106,19 @@ def _panel(pen: ImageDraw.ImageDraw, top: int, name: str, line: Line, borders: S
         return LEFT + (WIDTH - LEFT - RIGHT) * step / last, lower - (lower - upper) * share
 
     font = ImageFont.load_default(11)
-    pen.text((LEFT, top + 5), f"{name}, last {values[-1]:.4g}", fill=_INK, font=font)
+    pen.text((LEFT, top + 5), name, fill=_INK, font=font)
     for value in (low, (low + high) / 2, high):
         y = at(0, value)[1]
         pen.line((LEFT, y, WIDTH - RIGHT, y), fill=_GRID)
         pen.text((LEFT - 5, y), f"{value:.3g}", fill=_INK, font=font, anchor="rm")
-    for step in (0, *borders):
+    free = float(WIDTH)
+    for step in reversed((0, *borders)):
         x = at(step, low)[0]
         pen.line((x, upper, x, lower + 3), fill=_GRID)
-        pen.text((x, lower + 4), f"{step:,}", fill=_INK, font=font, anchor="ra" if step else "la")
+        said = f"{step:,} steps" if step == borders[-1] else f"{step:,}"
+        if x < free:  # labels of close borders would lie over each other
+            pen.text((x, lower + 4), said, fill=_INK, font=font, anchor="ra" if step else "la")
+            free = x - pen.textlength(said, font=font) - 8
     for part in line:
         pen.line([at(*point) for point in part], fill=_LINE, width=2)
 
