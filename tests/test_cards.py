@@ -183,7 +183,7 @@ def test_a_probe_reads_what_a_render_shows_even_two_pixels_aside(truth, probe):
 
 
 def test_agreement_is_of_the_frames_own_values(truth):
-    glasses, gaze = exam.PROBES[0], exam.PROBES[2]
+    glasses, gaze = (next(p for p in exam.PROBES if p.parameter == name) for name in ("glasses", "gaze_x"))
     right = torch.where(truth.faces.look["glasses"] > 0, 0.5, -0.5)
     assert (
         exam.agreement(right, truth.faces, glasses) == 1 and exam.agreement(-right, truth.faces, glasses) == 0

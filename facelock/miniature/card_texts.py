@@ -123,8 +123,8 @@ CARDS: dict[str, Card] = {
             "person on the rays of the very crop. *clean* is the crop as rendered at 128 px, *degraded* is that "
             "blurred and noisy, *decoded* is what the blueprint's autoencoder leaves of the 64 px clip, which is "
             "what the lock meets. The *face* is the front of the head that no hair hides, without a rim of 4 px. "
-            "Landmarks come from the face detector; glasses, eyelids, gaze, mouth and light are read by "
-            "comparison with renders of the face with that parameter at several values "
+            "Landmarks and turns come from the face detector; nods, glasses, eyelids, gaze, mouth and light "
+            "from comparison with renders of the face with that parameter at several values "
             "(`facelock/miniature/exam.py`), so no network that was examined is asked. For inputs the same is "
             "said of the person in them: it is what the frame still shows."
         ),
