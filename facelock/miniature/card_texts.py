@@ -97,8 +97,8 @@ CARDS: dict[str, Card] = {
             "by synthesis, as 3-D morphable model methods have it (Blanz & Vetter 1999; Thies et al. 2019, "
             "arXiv:1904.12356): one network reads pose, expression, gaze, light, glasses and beard off the crop, "
             "another reads the face's parameters off the identity embedding alone, **the world's own renderer, as "
-            "a fixed differentiable layer, draws that face in that moment** (at 64 pixels, all that the blueprint "
-            "holds), and a small U-Net blends in its outline and the hair. Be clear about what this means: the "
+            "a fixed differentiable layer, draws that face in that moment**, "
+            "and a small U-Net blends in its outline and the hair. Be clear about what this means: the "
             "decoder knows the drawn world exactly, so its figures say what the closed loop does with a good "
             "aligner, not how well an aligner can be learned for real faces. The identity travels only through "
             "the 512 numbers."
@@ -139,9 +139,8 @@ CARDS: dict[str, Card] = {
         title="Face restorer, identity-conditioned, inswapper format",
         parts=("restorer",),
         text=(
-            "`restorer.onnx`: the aligner's architecture at 128 pixels with a larger U-Net, which began as an "
-            "earlier aligner's (2500 steps) and was trained on with the right person, blurred, as input in 85 of "
-            "100 pictures. What is said of the aligner's decoder holds here too."
+            "`restorer.onnx`: the aligner's architecture with a larger U-Net, at 128 pixels, which trusts its "
+            "input more than its drawing. What is said of the aligner's decoder holds here too."
         ),
         data=(
             "Pairs as for the aligner, but the right person, blurred, is the input in 85 of 100 pictures; readers "
