@@ -133,12 +133,12 @@ class Workshop:
             not path.is_file()
             or path.stat().st_mtime < (self.folder(part) / "state.safetensors").stat().st_mtime
         ):
-            if self.live:
+            if (self.pool / kind).is_dir():
+                whiten(net, FacePool(kind, self.pool))
+            else:
                 from facelock.miniature.live import LiveFaces
 
                 whiten(net, LiveFaces("judge" if part == "judge" else "train", self.device))
-            else:
-                whiten(net, FacePool(kind, self.pool))
             save_file({"weight": net.whiten.weight.data, "bias": net.whiten.bias.data}, path)
         net.whiten.load_state_dict(load_file(path))
         return net
@@ -327,13 +327,13 @@ def record_training(shop: Workshop, models: Path, parts: Sequence[str]) -> None:
     """Write beside the models what each exported part went through: the states themselves do not ship."""
     from safetensors import safe_open
 
+    from facelock.miniature import curves
+
     known = trained(models)
     for part in filter(shop.trained_here, parts):
         with safe_open(shop.folder(part) / "state.safetensors", "pt") as file:
             meta = file.metadata()
-        last = (json.loads(meta["history"]) or [{}])[-1]
-        said = {k: float(f"{v:.4g}") for k, v in last.items() if k != "step"}
-        known[part] = [*json.loads(meta["origin"]), {"steps": int(meta["step"]), "last": said}]
+        known[part] = [*json.loads(meta["origin"]), curves.sitting(meta)]
     (models / "miniature" / "training.json").write_text(json.dumps(known, indent=1) + "\n")
 
 
