@@ -422,6 +422,8 @@ def test_motion_is_a_ratio_of_variances() -> None:
 def test_what_cannot_be_measured_is_refused(tmp_path) -> None:
     with pytest.raises(ConfigError, match="at least 2 prompts"):
         blueprint.run(identities=1)
+    with pytest.raises(ConfigError, match="--seconds 2"):
+        blueprint.run(seconds=1)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError):
         blueprint.run(identities=2, against=tmp_path / "empty", device="cpu", jobs=1)

@@ -44,6 +44,8 @@ from facelock.protocols import Progress
 Result = TypeVar("Result")
 STEPS = (4, 6, 8, 30)
 """Sampler steps that are compared, besides the recipe's own; the last is the one the others are measured by."""
+SHORTEST = 2.0
+"""Seconds of a continuation whose ends can be compared."""
 LONG_CLIPS = 2
 """Characters of the long continuations."""
 
@@ -71,10 +73,14 @@ def run(
     """Run the benchmark: ``identities`` prompts, long continuations of ``seconds``; see the module.
 
     Returns every figure, and writes ``blueprint.md`` and ``.json`` to ``out``. Raises ``ConfigError`` for too few
-    prompts, ``ModelError`` for a folder ``against`` that holds no blueprint.
+    prompts or seconds, ``ModelError`` for a folder ``against`` that holds no blueprint.
     """
     if identities < 2:
         raise ConfigError("The benchmark blueprint needs at least 2 prompts. Give a larger --identities.")
+    if seconds < SHORTEST:
+        raise ConfigError(
+            f"A continuation of {seconds:g} s says nothing. Give --seconds {SHORTEST:g} or more."
+        )
     models: tuple[str | None, ...] = (None,) if against is None else (None, str(against))
     for model in reversed(models):
         pipeline_of(model, device)  # a folder that is none is refused now

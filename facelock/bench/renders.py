@@ -47,7 +47,7 @@ MOUTH_POINTS = torch.tensor(data.ARCFACE) * 0.5 + torch.tensor([-16.0, -34.0])
 """Where the five landmarks come to lie in it: half of ArcFace's template of 112 pixels, the mouth in the middle."""
 AT_ONCE = 64
 """Frames that are rendered at once."""
-POOL = 1024
+POOL = 4096
 """Identities of a split that clips are drawn from."""
 VALUES: dict[str, tuple[str, ...]] = {
     "who": SLOTS["who"],
