@@ -125,10 +125,10 @@ def painted(count: int, seed: int) -> Lessons:
 
 def test_the_classifier_learns_what_is_seen_and_what_takes_time() -> None:
     told: list[int] = []
-    reader = learn(painted(64, 0), 0, epochs=6, told=told.append)
+    reader = learn(painted(64, 0), 0, epochs=4, told=told.append)
     test = painted(60, 1)
     read = reader.read(test.clips)
-    assert told == [1, 2, 3, 4, 5, 6]
+    assert told == [1, 2, 3, 4]
     assert accuracy(read, test.labels, "place").value > 0.9
     assert accuracy(read, test.labels, "action").value > 0.9
     still = test.clips[:, :1].expand(-1, 4, -1, -1, -1)
@@ -143,7 +143,7 @@ def test_a_mirror_turns_the_signals_that_have_a_side() -> None:
     seen = set()
     for seed in range(8):
         torch.manual_seed(seed)
-        varied, signals = slots._varied(sheet, torch.ones(2, len(SIGNALS)))
+        varied, _, signals = slots._varied(sheet, torch.zeros(2, 9), torch.ones(2, len(SIGNALS)))
         mirrored = bool(varied[0, 0, 5, 5] > varied[0, 0, 5, 58])
         signs = dict(zip(SIGNALS, signals[0].tolist(), strict=True))
         side = -1 if mirrored else 1

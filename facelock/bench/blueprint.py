@@ -61,7 +61,7 @@ class Sizes:
 def run(
     *,
     seconds: float = 40.0,
-    identities: int = 96,
+    identities: int = 64,
     seed: int = 0,
     out: Path | None = None,
     device: str = "auto",

@@ -33,7 +33,7 @@ STILL_EVERY = 2
 """Motion is measured on every so many of the prompts."""
 STRIDE = 2
 """The classifier looks at every so many frames of a window: 9 of 17."""
-DECODED, PLAIN, APART = 8, 40, 8
+DECODED, PLAIN, APART = 8, 120, WINDOW
 """Clips of a training shard that go through the autoencoders, those that do not, and the distance of their frames."""
 TRUE_STRIDE = 4
 """Of a long true clip every so many frames are rendered."""
@@ -67,7 +67,7 @@ def name_of(model: str | None) -> str:
 def training_shard(index: int, *, seed: int, models: Models, device: str) -> Lessons:
     """True renders of training identities: some through each autoencoder and as they are, many more as single frames.
 
-    A window takes as long to decode as forty frames to render, so most frames are plain.
+    A window takes as long to decode as forty frames to render, so most people are seen in one plain frame only.
     """
     labels = wanted(DECODED + PLAIN, 1000 * (seed + 1) + index)
     clips = act(labels, "train", WINDOW, 1000 * (seed + 1) + index)

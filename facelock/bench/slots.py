@@ -27,7 +27,10 @@ from facelock.bench.renders import MOUTH, SIDE, SIGNALS, SLOT, VALUES
 from facelock.bootstrap import Estimate, missing
 
 COUNTS = [len(values) for values in VALUES.values()]
-READINGS = sum(COUNTS) + len(SIGNALS)
+LIPS = [COUNTS[SLOT["action"]], 2]
+"""What is read off the mouth alone: logits of the action, and how far it opens and smiles."""
+MOUTH_SIGNALS = [list(SIGNALS).index(name) for name in ("open", "smile")]
+READINGS = sum(COUNTS) + len(SIGNALS) + sum(LIPS)
 IN_TIME = [SLOT["action"], SLOT["head motion"]]
 """Slots that a single frame does not tell."""
 MIRRORED = torch.tensor([name in ("yaw", "roll", "gaze_x") for name in SIGNALS])
@@ -42,9 +45,11 @@ SHIFT = 3
 """Most pixels that a frame is moved by while the network learns."""
 BATCH, CLIP_BATCH = 64, 64
 RATE, CLIP_RATE = 3e-3, 2e-3
-EPOCHS, CLIP_EPOCHS = 4, 40
+EPOCHS, MOUTH_EPOCHS, CLIP_EPOCHS = 4, 3, 40
+"""Rounds over all frames; for each, rounds of the mouth's network alone beforehand; rounds over the clips."""
 AT_ONCE = 64
 """Clips that are read at once."""
+
 Guesses = Sequence[Tensor]
 
 
@@ -94,7 +99,8 @@ class Eye(nn.Module):
         self.near = nn.Sequential(*near, nn.Flatten(), nn.Dropout(0.2), nn.Linear(80 * 25, 64))
         mouth = [*_block(3, 16, 1), *_block(16, 32, 2), *_block(32, 48, 2), *_block(48, 64, 1)]
         self.mouth = nn.Sequential(*mouth, nn.Flatten(), nn.Dropout(0.2), nn.Linear(64 * 36, 32))
-        self.head = nn.Linear(FEATURES, READINGS)
+        self.lips = nn.Linear(32, sum(LIPS))
+        self.head = nn.Linear(FEATURES, sum(COUNTS) + len(SIGNALS))
 
     def features(self, sheets: Tensor) -> Tensor:
         """(F, FEATURES) of (F, 3, 88, 64) sheets in [0, 1] (:func:`facelock.bench.renders.sheets`)."""
@@ -103,8 +109,13 @@ class Eye(nn.Module):
         return torch.cat([self.wide(frames), self.near(frames[..., FACE[0], FACE[1]]), self.mouth(mouths)], 1)
 
     def forward(self, sheets: Tensor) -> Tensor:
-        """(F, READINGS): the slots' logits, then ``SIGNALS``."""
-        return cast(Tensor, self.head(functional.relu(self.features(sheets))))
+        """(F, READINGS): the slots' logits, ``SIGNALS``, and what the mouth alone tells."""
+        seen = functional.relu(self.features(sheets))
+        return torch.cat([self.head(seen), self.lips(seen[:, -32:])], 1)
+
+    def read_mouths(self, sheets: Tensor) -> Tensor:
+        """The last six of what :meth:`forward` returns, at a small part of its cost."""
+        return cast(Tensor, self.lips(functional.relu(self.mouth(sheets[:, :, SIDE:, :MOUTH] * 2 - 1))))
 
 
 class SlotReader(nn.Module):
@@ -155,8 +166,9 @@ def learn(
     """
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        model = SlotReader()
-        _learn_frames(model.eye, lessons.frames(), epochs, told)
+        model, frames = SlotReader(), lessons.frames()
+        _learn_frames(_mouth_loss, model.eye, frames, MOUTH_EPOCHS * epochs, lambda _: None)
+        _learn_frames(_frame_loss, model.eye, frames, epochs, told)
         _learn_clips(model, lessons)
     return model.eval()
 
@@ -167,8 +179,13 @@ def _batches(count: int, size: int) -> Iterator[Tensor]:
 
 
 def _learn_frames(
-    eye: Eye, frames: tuple[Tensor, Tensor, Tensor], epochs: int, told: Callable[[int], None]
+    loss: Callable[[Eye, Tensor, Tensor, Tensor], Tensor],
+    eye: Eye,
+    frames: tuple[Tensor, Tensor, Tensor],
+    epochs: int,
+    told: Callable[[int], None],
 ) -> None:
+    """Bring ``loss(eye, sheets, labels, signals)`` down."""
     pictures, labels, signals = frames
     optimiser = torch.optim.AdamW(eye.parameters(), RATE, weight_decay=2e-2)
     steps = max(2, epochs * -(-len(pictures) // BATCH))
@@ -176,14 +193,30 @@ def _learn_frames(
     for epoch in range(epochs):
         eye.train()
         for index in _batches(len(pictures), BATCH):
-            seen, wanted = _varied(_floats(pictures[index]), signals[index])
-            *slots, guess = eye(seen).split([*COUNTS, len(SIGNALS)], 1)
-            error = (guess - wanted).square().mean(0).sum()
             optimiser.zero_grad()
-            (entropy(slots, labels[index], IN_TIME) + 4 * error).backward()
+            loss(eye, *_varied(_floats(pictures[index]), labels[index], signals[index])).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
         told(epoch + 1)
+
+
+def _frame_loss(eye: Eye, sheets: Tensor, labels: Tensor, signals: Tensor) -> Tensor:
+    """Slots and signals of whole sheets, and what the mouth alone tells."""
+    *slots, guess, action, mouth = eye(sheets).split([*COUNTS, len(SIGNALS), *LIPS], 1)
+    error = (guess - signals).square().mean(0).sum()
+    return entropy(slots, labels, IN_TIME) + 4 * error + _lips_loss(action, mouth, labels, signals)
+
+
+def _mouth_loss(eye: Eye, sheets: Tensor, labels: Tensor, signals: Tensor) -> Tensor:
+    """What the mouth alone tells, of the mouth alone."""
+    action, mouth = eye.read_mouths(sheets).split(LIPS, 1)
+    return _lips_loss(action, mouth, labels, signals)
+
+
+def _lips_loss(action: Tensor, mouth: Tensor, labels: Tensor, signals: Tensor) -> Tensor:
+    error = (mouth - signals[:, MOUTH_SIGNALS]).square().mean(0).sum()
+    column = SLOT["action"]
+    return entropy([action], labels[:, column : column + 1]) + 4 * error
 
 
 def _learn_clips(model: SlotReader, lessons: Lessons) -> None:
@@ -197,7 +230,7 @@ def _learn_clips(model: SlotReader, lessons: Lessons) -> None:
             optimiser.step()
 
 
-def _varied(sheets: Tensor, signals: Tensor) -> tuple[Tensor, Tensor]:
+def _varied(sheets: Tensor, labels: Tensor, signals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A batch moved, and perhaps mirrored or softened, with a little noise, so that nothing is learned by heart."""
     frames, mouths = sheets[:, :, :SIDE], sheets[:, :, SIDE:, :MOUTH]
     if float(torch.rand(())) < 0.5:
@@ -209,7 +242,7 @@ def _varied(sheets: Tensor, signals: Tensor) -> tuple[Tensor, Tensor]:
     mouths = mouths * (torch.rand(len(mouths), 1, 1, 1) > FACELESS)
     below = functional.pad(_moved(mouths, 1), [0, SIDE - MOUTH])
     out = torch.cat([frames, below], 2)
-    return out + 0.02 * torch.rand(len(out), 1, 1, 1) * torch.randn(out.shape), signals
+    return out + 0.02 * torch.rand(len(out), 1, 1, 1) * torch.randn(out.shape), labels, signals
 
 
 def _moved(pictures: Tensor, most: int) -> Tensor:
