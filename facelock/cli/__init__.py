@@ -248,11 +248,14 @@ BENCHMARKS = {
     "real": "Real photos and videos: separation, verify against the libraries' own loops, false alarms.",
     "warp": "Real videos locked to other people's photos by the aligner warp; needs --assets.",
     "restore": "How much of a restored face to keep: a ladder of shares against bisection.",
+    "blueprint": "What the miniature's blueprint shows of its prompts, alive, at few steps, and for how long.",
     "guidance": "Whether identity guidance inside the blueprint helps the judge, or only the recogniser it climbs.",
     "paste": "Pasting faces back on 1080p frames against insightface's own paste.",
 }
 ON_ASSETS = frozenset({"real", "warp"})
 """Benchmarks of real faces, which take ``--assets``."""
+ON_BLUEPRINTS = frozenset({"blueprint"})
+"""Benchmarks of stage 1, which take ``--against``."""
 
 
 def _add_benchmark(name: str, purpose: str) -> None:
@@ -271,6 +274,12 @@ def _add_benchmark(name: str, purpose: str) -> None:
         assets: Annotated[
             Path | None, typer.Option("--assets", metavar="DIR", help="Real photos, videos and weights.")
         ] = None,
+        against: Annotated[
+            Path | None,
+            typer.Option(
+                "--against", metavar="DIR", help="Another blueprint's folder, set beside (blueprint)."
+            ),
+        ] = None,
         device: Device = "auto",
         quiet: Quiet = False,
         as_json: AsJson = False,
@@ -282,6 +291,8 @@ def _add_benchmark(name: str, purpose: str) -> None:
         given = {"seconds": seconds, "identities": identities, "seed": seed, "out": out, "device": device}
         if name in ON_ASSETS:
             given["assets"] = assets
+        if name in ON_BLUEPRINTS:
+            given["against"] = against
         options = {key: value for key, value in given.items() if value is not None}
         with running(quiet, debug) as display:
             results: Any = import_module(f"facelock.bench.{name}").run(**options, progress=display.step)
