@@ -52,6 +52,10 @@ NAMES = {
 }
 
 
+BEGIN, END = "<!-- measured by python -m facelock.miniature crate -->", "<!-- end of what was measured -->"
+"""Marks of the tables in a page."""
+
+
 @dataclass(frozen=True)
 class Inside:
     """Means over pictures."""
@@ -64,6 +68,8 @@ class Inside:
     """(layers, heads, 49): share of each head's attention that a token receives, over all tokens that look."""
     itself: Tensor
     """(layers, heads): share that stays at the token that looks."""
+    strength: Tensor
+    """(layers, heads, 49): share of the energy ``|Uₖᵀ z|²`` in a head's subspace that is a token's."""
     moved: Mapping[str, Tensor]
     """Part → (49,): mean absolute change of the last code when that part alone is changed."""
 
@@ -76,15 +82,18 @@ def measure(net: Crate, people: int = PEOPLE, seed: int = 0) -> Inside:
     look = sample_appearance(people, generator, faces["feminine"])
     now = sample_nuisance(people, generator)
     x = crops(faces, look, now)
-    zeros, looks, itself, z = list[float](), [], [], _tokens(net, x)
+    zeros, looks, itself, strength, z = list[float](), [], [], [], _tokens(net, x)
     for layer in net.layers:
         seen = layer.attention.attention(layer.norm1(z))  # type: ignore[operator, union-attr]
+        energy = layer.attention.project(layer.norm1(z)).square().sum(-1).mean(0)  # type: ignore[operator, union-attr]
         looks.append(seen.mean((0, 2)))
         itself.append(seen.diagonal(dim1=-2, dim2=-1).mean((0, 2)))
+        strength.append(energy / energy.sum(-1, keepdim=True))
         z = layer(z)
         zeros.append(float((z == 0).float().mean()))
     moved = {part: _moved(net, z, faces, part, look, now, generator) for part in PARTS}
-    return Inside(x.mean(0), zeros, torch.stack(looks), torch.stack(itself), moved)
+    stacked = (torch.stack(each) for each in (looks, itself, strength))
+    return Inside(x.mean(0), zeros, *stacked, moved)
 
 
 def _tokens(net: Crate, x: Tensor) -> Tensor:
@@ -115,25 +124,28 @@ def by_region(shares: Tensor) -> dict[str, float]:
 
 
 def describe(inside: Inside) -> str:
-    """Three tables: zeros per layer, what each head looks at, where a changed part shows. In Markdown."""
+    """Four tables in Markdown: zeros per layer, where each head looks and is strong, where a changed part shows."""
     layers = [[k + 1, f"{share:.1%}"] for k, share in enumerate(inside.zeros)]
-    names = list(NAMES.values())
-    even = by_region(torch.full((GRID * GRID,), 1 / GRID**2))
-    looks = [["evenly spread", *(f"{even[name]:.0%}" for name in names), f"{1 / GRID**2:.0%}"]]
+    even = torch.full((GRID * GRID,), 1 / GRID**2)
+    looks = [["evenly spread", *_shares(even), f"{1 / GRID**2:.0%}"]]
+    strong = [["evenly spread", *_shares(even)]]
     for k, layer in enumerate(inside.looks):
         for h, head in enumerate(layer):
-            shares = by_region(head)
-            own = f"{float(inside.itself[k, h]):.0%}"
-            looks.append([f"{k + 1}.{h + 1}", *(f"{shares[name]:.0%}" for name in names), own])
-    moved = []
-    for part, where in inside.moved.items():
-        shares = by_region(where / where.sum())
-        moved.append([part, *(f"{shares[name]:.0%}" for name in names)])
-    return (
-        f"{_table(['layer', 'numbers that are zero after ISTA'], layers)}\n\n"
-        f"{_table(['layer.head looks at', *names, 'itself'], looks)}\n\n"
-        f"{_table(['changed part shows in', *names], moved)}\n"
+            looks.append([f"{k + 1}.{h + 1}", *_shares(head), f"{float(inside.itself[k, h]):.0%}"])
+            strong.append([f"{k + 1}.{h + 1}", *_shares(inside.strength[k, h])])
+    moved = [[part, *_shares(where / where.sum())] for part, where in inside.moved.items()]
+    names = list(NAMES.values())
+    tables = (
+        _table(["layer", "numbers that are zero after ISTA"], layers),
+        _table(["layer.head looks at", *names, "itself"], looks),
+        _table(["layer.head is strong in", *names], strong),
+        _table(["changed part shows in", *names], moved),
     )
+    return "\n\n".join(tables) + "\n"
+
+
+def _shares(tokens: Tensor) -> list[str]:
+    return [f"{share:.0%}" for share in by_region(tokens).values()]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -142,19 +154,20 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def draw(inside: Inside, path: Path) -> None:
-    """One picture: attention of every head over the mean face, zeros per layer, where changed parts show."""
+    """One picture: every head's attention and strength over the mean face, zeros per layer, changed parts."""
     from matplotlib.figure import Figure
 
     depth, heads = inside.looks.shape[:2]
-    wide = max(heads + 1, len(inside.moved))
-    figure = Figure((1.15 * wide + 0.8, 1.25 * (depth + 1) + 0.5), dpi=80, layout="constrained")
+    wide = max(2 * heads + 1, len(inside.moved))
+    figure = Figure((0.95 * wide, 1.05 * (depth + 1)), dpi=80, layout="constrained")
     grid = figure.subplots(depth + 1, wide, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for k in range(depth):
         for h in range(heads):
-            even = float(inside.looks[k, h].mean())
-            _map(grid[k, h], inside.face, inside.looks[k, h] / even, f"layer {k + 1} head {h + 1}", 3.0)
+            name = f"{k + 1}.{h + 1}"
+            _map(grid[k, h], inside.face, inside.looks[k, h] * GRID**2, f"{name} looks", 2.0)
+            _map(grid[k, heads + 1 + h], inside.face, inside.strength[k, h] * GRID**2, f"{name} strong", 2.0)
         _bar(grid[k, heads], inside.zeros[k])
     for place, (part, where) in enumerate(inside.moved.items()):
         _map(grid[depth, place], inside.face, where / where.max(), f"{part} changed", 1.0)
@@ -179,10 +192,18 @@ def _bar(axes: Any, share: float) -> None:
 
 
 def write(picture: Path, people: int = PEOPLE) -> str:
-    """Measure the judge that ships, draw ``picture`` and return the tables as text."""
+    """Measure the judge that ships, draw ``picture`` and return the tables as text.
+
+    Where a page of the picture's name with ``.md`` lies beside it, the tables between its marks are replaced too.
+    """
     net = Crate()
-    held = torch.nn.ModuleDict({"net": net})
-    load_bundled("judge", held, asset_dir("models") / "miniature")
+    load_bundled("judge", torch.nn.ModuleDict({"net": net}), asset_dir("models") / "miniature")
     inside = measure(net.eval(), people)
     draw(inside, picture)
-    return describe(inside)
+    text, page = describe(inside), picture.with_suffix(".md")
+    if page.is_file():
+        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        _, mark, after = rest.partition(END)
+        if mark:
+            page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+    return text
