@@ -164,7 +164,7 @@ def test_the_bundled_table_is_of_the_bundled_judge_and_names_changed_parts():
         who = cast.member(index)
         reference = pack.embed(cast.portrait(who, 256), pack.detect(cast.portrait(who, 256)))[0]
         for part in ("eyes", "nose", "mouth"):
-            rows = bench._embedded(who, part, 4, 7, pack)
+            rows = bench._embedded(who, (part,), 4, 7, pack)
             right.append(known.explain(reference, rows)[0].part == part)
     assert sum(right) >= 6, right
 
@@ -173,15 +173,14 @@ def test_bench_explain_counts_what_it_says():
     def say(part: str, sigma: float) -> tuple[Difference, ...]:
         return (Difference(part, sigma), Difference("x", 0.0))
 
-    parts = list(parts_of_face.PARTS)
-    found = {bench.NOTHING: [say("skin", 1.0), say("skin", 9.0)]} | {
-        part: [say("eyes", 3.0)] for part in parts
-    }
+    found = {(part,): [say("eyes", 3.0)] for part in parts_of_face.PARTS}
+    found |= {(): [say("skin", 1.0), say("skin", 9.0)], ("x", "nose"): [say("nose", 3.0), say("eyes", 3.0)]}
     figures = bench._figures(found, found, table(), 12)
     assert figures["clip"]["total"] == pytest.approx(1 / 7) == pytest.approx(figures["chance"])
     assert figures["clip"]["first"]["eyes"] == 1.0 and figures["clip"]["first"]["nose"] == 0.0
     assert figures["clip"]["beyond_noise"]["nose"] == 1.0 and figures["frame"]["beyond_noise"]["nose"] == 0.0
     assert figures["clip"]["beyond_noise"][bench.NOTHING] == 0.5
+    assert figures["clip"]["both"] == 0.5
     assert "| nothing changed | – | – | 0.500 | 0.500 |" in bench._table(figures, 12, 2)
 
 
@@ -194,7 +193,9 @@ def shown(**changed) -> Shown:
 def test_what_is_said():
     assert said(shown()) == "what differs most: brows (5.1 sigma), then head (2.4)"
     quiet = said(shown(limit=6.0))
-    assert quiet == "no part differs beyond noise (most: brows, 5.1 sigma; unchanged faces reach 6.0)"
+    assert quiet == "no part differs beyond noise (most: brows, 5.1 sigma; unchanged faces reach 6.0 sigma)"
+    same = (Part(part="brows", sigma=0.0),)
+    assert said(shown(parts=same)) == "no part differs beyond noise (unchanged faces reach 2.0 sigma)"
     assert where(shown()) == "1.0 s to 2.5 s" and where(shown(whole=True)) == "whole clip"
 
 

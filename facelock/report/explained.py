@@ -121,9 +121,7 @@ def said(shown: Shown) -> str:
     beyond = [each for each in shown.parts if each.sigma > shown.limit][:NAMED]
     if not beyond:
         most = shown.parts[0]
-        return (
-            f"no part differs beyond noise (most: {most.part}, {most.sigma:.1f} sigma; "
-            f"unchanged faces reach {shown.limit:.1f})"
-        )
+        nearest = f"most: {most.part}, {most.sigma:.1f} sigma; " if most.sigma else ""
+        return f"no part differs beyond noise ({nearest}unchanged faces reach {shown.limit:.1f} sigma)"
     rest = "".join(f", then {each.part} ({each.sigma:.1f})" for each in beyond[1:])
     return f"what differs most: {beyond[0].part} ({beyond[0].sigma:.1f} sigma){rest}"
