@@ -35,8 +35,8 @@ AXES = torch.eye(6, dtype=torch.float64)
 
 
 def table(encoder: str = "toy@0123456789ab") -> PartsTable:
-    """Brows are the first two axes, the nose the third and a little of the first."""
-    signals = {"brows": AXES[:2], "nose": (AXES[2] + 0.3 * AXES[0])[None], "skin": AXES[3:4]}
+    """Brows are the first two axes, the nose the third and some of the first."""
+    signals = {"brows": AXES[:2], "nose": (AXES[2] + 0.8 * AXES[0])[None], "skin": AXES[3:4]}
     return PartsTable(encoder, signals, (0.04 * AXES, 0.01 * AXES), (4.0, 2.0))
 
 
@@ -45,7 +45,7 @@ def shift(*values: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("moved", "part"), [((0, 1), "brows"), ((0.3, 0, 1), "nose"), ((0, 0, 0, -1), "skin")]
+    ("moved", "part"), [((0, 1), "brows"), ((0.8, 0, 1), "nose"), ((0, 0, 0, -1), "skin")]
 )
 def test_the_part_that_changed_is_named_first(moved, part):
     found = table().explain_shift(shift(*moved), 12)
