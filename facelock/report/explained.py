@@ -1,4 +1,4 @@
-"""What ``facelock verify --explain`` adds to a report: which part of a face differs, of the clip and of its weak spans.
+"""What ``facelock verify --explain`` adds to a report: which part of a face differs, in the clip and its weak spans.
 
 ::
 
@@ -63,7 +63,7 @@ class Watch:
 
 
 def explained(report: Report, watch: Watch) -> Report:
-    """The same report, saying of each character which parts differ, in the whole clip and in each weak span."""
+    """The same report, saying of each character which parts differ: in the clip, in each weak span, at its end."""
     fps = report.clip.frames / report.clip.seconds if report.clip.seconds else 1.0
     characters = tuple(
         each.model_copy(update={"differs": _character(each, report, watch, fps)})
@@ -75,8 +75,18 @@ def explained(report: Report, watch: Watch) -> Report:
 def _character(who: Character, report: Report, watch: Watch, fps: float) -> tuple[Shown, ...]:
     rows = [row for row in report.ledger if row.character == who.name]
     whole = _shown(watch, who.name, (0, len(rows)), fps, whole=True)
-    weak = [_shown(watch, who.name, ends, fps) for ends in _weak(rows, fps)]
-    return tuple(each for each in (whole, *weak) if each is not None)
+    stretches = _weak(rows, fps)
+    end = _end(len(rows), fps)
+    if end and not any(last > end[0] for _, last in stretches):
+        stretches.append(end)
+    each = [_shown(watch, who.name, ends, fps) for ends in stretches]
+    return tuple(shown for shown in (whole, *each) if shown is not None)
+
+
+def _end(frames: int, fps: float) -> tuple[int, int] | None:
+    """The last quarter of a clip, a second at least, where drift shows; None of a clip under two seconds."""
+    length = max(round(fps), frames // 4)
+    return (frames - length, frames) if frames >= 2 * round(fps) > 0 else None
 
 
 def _weak(rows: Sequence[LedgerEntry], fps: float) -> list[tuple[int, int]]:

@@ -136,7 +136,8 @@ class Shown(Span):
     """Which parts of a face differ in a stretch of the clip, by the mean of its readable frames."""
 
     whole: bool
-    """True for the whole clip; false for a stretch of half a second or more in which it is not verified."""
+    """True for the whole clip; false for a stretch of half a second or more in which it is not verified, and for the
+    clip's last quarter where no such stretch reaches into it."""
     frames: int
     """Readable frames."""
     limit: float
@@ -166,8 +167,8 @@ class Character(Figure):
     flicker: Flicker
     honesty: Honesty
     differs: tuple[Shown, ...] = ()
-    """What differs from the reference, of the whole clip and of each weak span; empty unless it was asked for
-    (``facelock verify --explain``)."""
+    """What differs from the reference in the whole clip, in each weak span and at the end; empty unless it was asked
+    for (``facelock verify --explain``)."""
 
 
 class SheetFrame(Figure):
