@@ -270,7 +270,7 @@ class ClosedLoop:
 
     def share(self, before: Tensor, after: Tensor) -> Tensor:
         """The part of the crops (N, 3, S, S) that is pasted: (S, S), or (N, S, S) for what differs only."""
-        return self.mask * changed(before, after) if self.only_changes else self.mask
+        return self.mask.to(after) * changed(before, after) if self.only_changes else self.mask
 
     def embed(self, work: Work, shown: Tensor, index: Tensor) -> Tensor:
         """Embeddings of the faces ``index`` in frames of their own, at the landmarks where they were found."""

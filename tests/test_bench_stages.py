@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
 import toys
 from tiny_speed import save_checkpoint
 
-from facelock.bench import cast, gpu, stages
+from facelock.bench import cast, stages
+from facelock.bench.gpu_sizes import FULL
 from facelock.bench.timing import Timing, interleaved
 from facelock.recipe import load_recipe
 from facelock.tuning import Speed, StepCache
@@ -76,52 +75,13 @@ def test_stages_shows_every_row(monkeypatch: pytest.MonkeyPatch, tmp_path) -> No
         assert row in text
 
 
-def test_gpu_says_that_it_is_the_cpu_on_every_line(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    smaller = dataclasses.replace(
-        gpu.TINY, window=5, blueprint=(32, 32), direct=((32, 48), (48, 48)), matrix=64
-    )
-    monkeypatch.setattr(gpu, "TINY", smaller)
-    pipeline = toys.pipeline()
-    for stage in (pipeline.parts.locker, pipeline.parts.restorer):
-        stage.pack = SimpleNamespace(encoder=None)
-    monkeypatch.setattr(gpu.Pipeline, "from_recipe", lambda *_: pipeline)
-    monkeypatch.setattr(cast, "identity", lambda who, parts: toys.identity(who.name))
-    found = gpu.run(device="cpu", rounds=1, out=tmp_path)
-    text = (tmp_path / "gpu.md").read_text()
-    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
-    assert len(lines) == len(found["lines"]) > 10
-    assert all("| CPU, tiny shapes |" in line for line in lines)
-    assert gpu.NO_GPU in text
-    flops = {line["what"]: line["flops"] for line in found["lines"]}
-    assert flops["matrix product 64²"] == 2 * 64**3
-    assert flops["denoiser, one pass"] > 0
-    assert flops["denoiser at 48x48, one pass"] > flops["denoiser, one pass"]
-
-
-def test_forced_boxes_are_the_same_on_every_frame() -> None:
-    class Pack:
-        encoder = None
-        seen = 0
-
-        def detect(self, frames):
-            self.seen += len(frames)
-
-    pack = Pack()
-    faces = gpu.Forced(pack, 3).detect(torch.zeros(4, 3, 60, 90))
-    assert pack.seen == 4
-    assert faces.frame.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
-    torch.testing.assert_close(faces.box[:3], faces.box[9:])
-    assert bool((faces.landmarks[..., 0] <= 90).all())
-    inside = (faces.landmarks >= faces.box[:, None, :2]) & (faces.landmarks <= faces.box[:, None, 2:])
-    assert bool(inside.all())
-
-
 def test_production_sizes_are_the_published_ones() -> None:
-    """1.3 billion weights and the tokens of 480p, without making them."""
+    """1.3 and 14 billion weights and the tokens of 480p, without making them."""
     from diffusers import SkyReelsV2Transformer3DModel
 
-    with torch.device("meta"):
-        network = SkyReelsV2Transformer3DModel(in_channels=16, out_channels=16, **gpu.FULL.network)
-    assert sum(p.numel() for p in network.parameters()) == pytest.approx(1.42e9, rel=0.02)
-    frames, (height, width) = (gpu.FULL.window - 1) // 4 + 1, gpu.FULL.blueprint
+    for options, weights in ((FULL.network, 1.42e9), (FULL.large, 14.29e9)):
+        with torch.device("meta"):
+            network = SkyReelsV2Transformer3DModel(in_channels=16, out_channels=16, **options)
+        assert sum(p.numel() for p in network.parameters()) == pytest.approx(weights, rel=0.02)
+    frames, (height, width) = (FULL.window - 1) // 4 + 1, FULL.blueprint
     assert frames * (height // 16) * (width // 16) == 32760

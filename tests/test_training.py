@@ -339,8 +339,11 @@ def test_a_trip_through_pixels_is_fitted_and_wears_the_context(pool):
     assert trip.shape == (2, 8, 73) and bool(torch.isfinite(trip).all())
     task = DiffusionTask(latents, ["a woman", "a man", ""], 10, batch=2, trip=trip)
     x = latents[:2, 0]
-    worn = task.worn(x, torch.Generator().manual_seed(3))
-    assert worn.shape == x.shape and not torch.equal(worn[:, :, :2], x[:, :, :2])
+    trips, still, noise = torch.tensor([0, 2]), torch.zeros(2), torch.randn(x.shape)
+    worn = task.worn(x, trips, still, noise)
+    assert torch.equal(worn[0], x[0]) and torch.equal(worn[1, :, 2:], x[1, :, 2:])
+    assert not torch.equal(worn[1, :, :2], x[1, :, :2])
+    assert torch.allclose(task.worn(x, trips, torch.full((2,), 0.1), noise), worn + 0.1 * noise)
     place = torch.zeros(1, 8, 4, 4)
     place[0, 2, 1, 1] = 1
     around = neighbourhoods(place)

@@ -51,8 +51,10 @@ class FaceID:
         settings: PortraitSettings | None = None,
         start: str | None = None,
         reader: DenseReader | None = None,
+        core: PortraitDiffusion | None = None,
     ) -> None:
-        """Load the checkpoint folder ``path`` and the ``adapter``: see :class:`facelock.portrait.PortraitDiffusion`.
+        """Load the checkpoint folder ``path`` and the ``adapter``: see :class:`facelock.portrait.PortraitDiffusion`;
+        or work with a ``core`` that has loaded them.
 
         ``start`` is ``warp`` or None; where the landmarks that warping needs are not on this machine, that is said
         once and faces start from the frame. ``reader`` finds them in place of the default one. Raises
@@ -62,7 +64,7 @@ class FaceID:
             raise ConfigError(
                 f"faceid cannot start from {start!r}. Give {' or '.join(STARTS)}, or leave it out."
             )
-        self.core = PortraitDiffusion(
+        self.core = core or PortraitDiffusion(
             path,
             adapter=adapter,
             encoder=encoder,

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
+from facelock.blueprint.checkpoint import Checkpoint, Layout, Place, device_errors, load_checkpoint
 from facelock.blueprint.common import NotFiniteError, check_context, clean_text, decoded, require
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
 from facelock.blueprint.x0_edit import steered
@@ -91,7 +91,7 @@ class WanBackbone:
         self._take(**options)
         self.device, self._folder = torch.device(device), Path(folder)
         dtype = resolve_dtype(precision, self.device)
-        parts = load_checkpoint(self._folder, self.layout, device=self.device, dtype=dtype, place=place)
+        parts = self._load(dtype, place)
         self.modules: Mapping[str, torch.nn.Module] = parts.networks
         """The loaded networks by name: ``text_encoder``, ``transformer``, ``vae``, ..."""
         self._index, self._tokenizer = parts.index, parts.tokenizer
@@ -106,6 +106,10 @@ class WanBackbone:
         self._mean, self._std = mean.to(self.device), std.to(self.device)
         self._prompts: dict[str, Tensor] = {}
         self._pair_guidance = pair_guidance and not reference and self._can_pair()
+
+    def _load(self, dtype: torch.dtype, place: Place | None) -> Checkpoint:
+        """The checkpoint's parts; benchmarks build them instead."""
+        return load_checkpoint(self._folder, self.layout, device=self.device, dtype=dtype, place=place)
 
     def _network(self, *names: str) -> Any:
         """The first of the networks ``names`` that the checkpoint has."""

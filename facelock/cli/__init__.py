@@ -245,7 +245,7 @@ BENCHMARKS = {
     "decoupling": "Whether locked faces keep the blueprint's pose, expression, gaze and light.",
     "speed": "Seconds per stage and peak memory.",
     "stages": "Each stage's cost against the plain tools', long clips, overlap, and every speed choice.",
-    "gpu": "Production-size models with random weights at true shapes; tiny ones without a GPU.",
+    "gpu": "Production-size models with random weights at true shapes, for --seconds at most; tiny ones without a GPU.",
     "across": "How alike true renders of one person are within a clip and across clips.",
     "explain": "One part of a face changed: whether verify --explain names it.",
     "pairs": "Two people in one shot: wrong-person frames and margins.",

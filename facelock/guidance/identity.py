@@ -98,7 +98,7 @@ class IdentityGuide:
         shown = self.shown(x0.shape[2], step, known)
         with torch.no_grad():
             frames = self.decoder(x0, shown)[0]
-        target = self._target(frames.cpu(), known)
+        target = self._target(frames, known)
         return self._edited(x0, shown, target, step) if len(target.faces) else x0
 
     def shown(self, latents: int, step: int, known: int) -> Tensor:

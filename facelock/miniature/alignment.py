@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facelock.miniature import data, world
-from facelock.miniature.model_aligner import MOMENT, OUTPUTS, IdentityReader, ModelAligner, Reader
+from facelock.miniature.model_aligner import (
+    MOMENT,
+    OUTPUTS,
+    IdentityReader,
+    ModelAligner,
+    Reader,
+    face_parameters,
+)
 from facelock.miniature.parameters import Params
 from facelock.miniature.recognition import Embed, arcface_crops, degrade
 from facelock.miniature.trainer import in_float32
@@ -135,15 +143,7 @@ class MomentPool:
     ) -> None:
         """Take pictures over; each ``run`` of them, one after the other, is of one clip."""
         points, _ = world.landmarks(face, now, size)
-        glasses = torch.tensor(world.GLASSES)[look["glasses_colour"].long().clamp(0, 3)]
-        hair = world.hair_rgb(look)
-        labels = {k: now[k] for k in MOMENT}
-        labels |= {"glasses": (look["glasses"] > 0) * 2.0 - 1, "beard": (look["beard"] > 0) * 2.0 - 1}
-        labels |= {"glasses_r": look["glasses_r"], "glasses_square": (look["glasses_square"] > 0.5) * 1.0}
-        labels |= {f"hair_{c}": hair[:, i] for i, c in enumerate("rgb")} | {
-            f"gl_{c}": glasses[:, i] for i, c in enumerate("rgb")
-        }
-        labels["open"], labels["blink"] = labels["open"].clamp(min=0), (labels["blink"] * 1.3).clamp(0, 1)
+        labels = labels_of(look, now)
         self.shards.append((images, points, {k: v[keep] for k, v in labels.items()} | {"row": keep}, run))
 
     def draw(self, n: int, generator: torch.Generator, *, decoded: bool = False) -> tuple[Tensor, Tensor]:
@@ -172,6 +172,19 @@ class MomentPool:
         return crops, crop_labels({k: v[pick] for k, v in labels.items()}, matrices, size)
 
 
+def labels_of(look: Params, now: Params) -> Params:
+    """What the reader must say of frames: their moment and look, as far as a picture can show it."""
+    glasses = torch.tensor(world.GLASSES)[look["glasses_colour"].long().clamp(0, 3)]
+    hair = world.hair_rgb(look)
+    labels = {k: now[k] for k in MOMENT}
+    labels |= {"glasses": (look["glasses"] > 0) * 2.0 - 1, "beard": (look["beard"] > 0) * 2.0 - 1}
+    labels |= {"glasses_r": look["glasses_r"], "glasses_square": (look["glasses_square"] > 0.5) * 1.0}
+    labels |= {f"hair_{c}": hair[:, i] for i, c in enumerate("rgb")}
+    labels |= {f"gl_{c}": glasses[:, i] for i, c in enumerate("rgb")}
+    labels["open"], labels["blink"] = labels["open"].clamp(min=0), (labels["blink"] * 1.3).clamp(0, 1)
+    return labels
+
+
 CROP_TEMPLATE = torch.tensor(data.ARCFACE) + torch.tensor([8.0, 0.0])
 """insightface's 128 px crop."""
 
@@ -179,7 +192,7 @@ CROP_TEMPLATE = torch.tensor(data.ARCFACE) + torch.tensor([8.0, 0.0])
 def warp(frames: Tensor, matrices: Tensor) -> Tensor:
     """Sample 128 px crops (N, 3, 128, 128) of frames (N, 3, S, S) by frame → crop similarities (N, 2, 3)."""
     inverse = torch.inverse(matrices[:, :, :2])
-    line = torch.arange(SIDE, dtype=torch.float32)
+    line = torch.arange(SIDE, dtype=torch.float32, device=frames.device)
     gy, gx = torch.meshgrid(line, line, indexing="ij")
     grid = torch.stack([gx, gy], -1).view(1, -1, 2) - matrices[:, None, :, 2]
     grid = torch.einsum("nij,nkj->nki", inverse, grid).view(-1, SIDE, SIDE, 2)
@@ -209,6 +222,22 @@ DECODED = 0.65
 """Share of the reader's batches that the autoencoder has compressed, which is what it meets in a clip."""
 
 
+PIXEL = 0.1
+"""Weight of a pixel of the crop that landmarks are off: errors that make up for each other count less."""
+
+
+def moment_of(values: Tensor) -> Params:
+    """The reader's values (n, len(OUTPUTS)) by name, as far as landmarks hang on them."""
+    return {name: values[:, i] for i, name in enumerate(MOMENT)}
+
+
+def apart(read: Params, face: Params, then: Params, now: Params) -> Tensor:
+    """How far landmarks are from the truth, in pixels of the crop (smooth L1): face ``read`` at the moment ``then``."""
+    with in_float32(now["yaw"].device):
+        found, truth = world.landmarks(read, then, SIDE)[0], world.landmarks(face, now, SIDE)[0]
+        return F.smooth_l1_loss(found, truth, beta=1.0)
+
+
 def change_in_clip(rows: Tensor) -> Tensor:
     """(n, ...) drawn from a :class:`MomentPool` → (n ÷ 2, ...): each moment minus the other of its clip."""
     half = len(rows) // 2
@@ -221,9 +250,12 @@ class ReaderTask:
     name, bf16, rate = "reader", True, 2e-3
 
     def __init__(self, root: Path, steps: int, batch: int = 64) -> None:
-        self.steps, self.batch = steps, batch
         self.pool = MomentPool(root)
         sample = torch.cat([self.pool.draw(64, torch.Generator().manual_seed(i))[1] for i in range(16)])
+        self._build(steps, batch, sample)
+
+    def _build(self, steps: int, batch: int, sample: Tensor) -> None:
+        self.steps, self.batch = steps, batch
         torch.manual_seed(9)
         self.module: nn.Module = Reader().to(memory_format=torch.channels_last)
         self.module.mean.copy_(sample.mean(0))  # type: ignore[operator, union-attr]
@@ -237,19 +269,25 @@ class ReaderTask:
             x = degrade(x, generator, 0.14)
         return x, labels
 
-    def loss(self, step: int, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, step: int, batch: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of the standardised labels, and of their change within a clip, which makes motion and flicker.
 
-        ``DOUBLE`` counts double.
+        ``DOUBLE`` counts double. A batch that also tells the faces' parameters adds where their landmarks would go.
         """
-        x, labels = batch
-        out = self.module.standard(x.contiguous(memory_format=torch.channels_last)).float()  # type: ignore[operator, union-attr]
-        wrong = out - (labels - self.module.mean) / self.module.deviation  # type: ignore[operator, union-attr]
+        x, labels, face = batch if len(batch) == 3 else (*batch, None)
+        module: Any = self.module
+        out = module.standard(x.contiguous(memory_format=torch.channels_last)).float()
+        wrong = out - (labels - module.mean) / module.deviation
         error = wrong.clamp(-6, 6).square().mean(0)
         change = change_in_clip(wrong).clamp(-6, 6).square().mean(0)
         weight = torch.tensor([1.0 + (name in DOUBLE) for name in OUTPUTS], device=error.device)
         loss = ((error + CHANGE * change) * weight).mean()
-        return loss, {"pose": error[:6].mean(), "face": error[6:12].mean(), "change": change.mean()}
+        figures = {"pose": error[:6].mean(), "face": error[6:12].mean(), "change": change.mean()}
+        if face:
+            read = out * module.deviation + module.mean
+            figures["pixels"] = apart(face, face, moment_of(read), moment_of(labels))
+            loss = loss + PIXEL * figures["pixels"]
+        return loss, figures
 
 
 STRETCHED = ("yaw", "pitch", "roll")
@@ -281,9 +319,13 @@ class IdentityReaderTask:
     name, bf16, rate = "identity_reader", False, 2e-3
 
     def __init__(self, root: Path, recogniser: Recogniser, steps: int, batch: int = 512) -> None:
-        self.steps, self.batch = steps, batch
-        self.pool = PairPool("faces", root, partial(embedding, recogniser.eval().requires_grad_(False)))
+        self._build(recogniser, steps, batch)
+        self.pool = PairPool("faces", root, partial(embedding, recogniser))
         self.vectors = data.vectors("train", int(self.pool.who.max()) + 1)
+
+    def _build(self, recogniser: Recogniser, steps: int, batch: int) -> None:
+        self.steps, self.batch = steps, batch
+        recogniser.eval().requires_grad_(False)
         torch.manual_seed(10)
         self.module: nn.Module = IdentityReader(recogniser.get_buffer("lift"))
 
@@ -293,21 +335,29 @@ class IdentityReaderTask:
         return self.pool.vectors[i], self.vectors[self.pool.who[i]]
 
     def loss(self, step: int, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Smooth L1 of the parameters: many are seen well, some hardly at all."""
+        """Smooth L1 of the parameters, of which many are seen well and some hardly at all; and of the landmarks."""
         embeddings, wanted = batch
-        loss = F.smooth_l1_loss(self.module(embeddings), wanted, beta=0.3)
-        return loss, {"loss": loss}
+        read = self.module(embeddings)
+        loss = F.smooth_l1_loss(read, wanted, beta=0.3)
+        still = {k: torch.zeros_like(read[:, 0]) for k in MOMENT} | {
+            "scale": torch.full_like(read[:, 0], 1.2)
+        }
+        pixels = apart(face_parameters(read), face_parameters(wanted), still, still)
+        return loss + PIXEL * pixels, {"loss": loss, "pixels": pixels}
 
 
 class AlignmentTask:
     """Trains the compositor of ``aligner`` (mostly other people in) or ``restorer`` (the right face, blurred, in)."""
 
     def __init__(self, name: str, root: Path, recogniser: Recogniser, steps: int, batch: int = 16) -> None:
+        self._build(name, recogniser, steps, batch)
+        self.pool = PairPool("faces", root, partial(embedding, self.recogniser))
+
+    def _build(self, name: str, recogniser: Recogniser, steps: int, batch: int) -> None:
         self.name, self.steps, self.batch = name, steps, batch
         self.bf16, self.rate = True, 1.5e-3 if name == "aligner" else 5e-4
         self.same = 0.2 if name == "aligner" else 0.85
         self.recogniser = recogniser.eval().requires_grad_(False)
-        self.pool = PairPool("faces", root, partial(embedding, self.recogniser))
         self.weight = face_weight()
         torch.manual_seed(4)
         self.module: nn.Module = ModelAligner(recogniser.get_buffer("lift"), restores=name == "restorer")

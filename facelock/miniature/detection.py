@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from facelock.miniature import data, world
 from facelock.miniature.parameters import Params
+from facelock.miniature.recognition import Noise
 from facelock.nets.scrfd import ANCHORS, STRIDES, Scrfd
 
 SIDE = 128
@@ -55,6 +56,30 @@ def mosaic(
     return out, kp, bx, ok
 
 
+def augmented(
+    x: Tensor,
+    points: Tensor,
+    boxes: Tensor,
+    present: Tensor,
+    generator: torch.Generator,
+    noise: Noise | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`mosaic`, then some blurred to a blueprint's resolution, colours shifted, noise added."""
+    x, kp, bx, ok = mosaic(x, points, boxes, present, generator)
+    parts, n = [], len(x)
+    for part in x.split(8):
+        if torch.rand(1, generator=generator) < 0.6:
+            k = int(torch.randint(48, 110, (1,), generator=generator))
+            part = F.interpolate(part, size=(k, k), mode="bilinear", antialias=True)
+            part = F.interpolate(part, size=(SIDE, SIDE), mode="bilinear")
+        parts.append(part)
+    x = torch.cat(parts)
+    x = x * (1 + torch.randn(n, 3, 1, 1, generator=generator) * 0.06).to(x.device)
+    grain = noise(x.shape) if noise else torch.randn(x.shape, generator=generator)
+    x = x + grain * (torch.rand(n, 1, 1, 1, generator=generator) * 0.04).to(x.device)
+    return x.clamp(0, 1), kp, bx, ok
+
+
 class DetectionTask:
     """Trains the SCRFD-format detector on whole frames, half of them degraded to a blueprint's resolution."""
 
@@ -63,9 +88,12 @@ class DetectionTask:
     rate = 2e-3
 
     def __init__(self, root: Path, steps: int, batch: int = 48) -> None:
-        self.steps, self.batch = steps, batch
+        self._build(steps, batch)
         self.shards = list(data.shards("frames", root))
         self.shards += [self._small(*shard) for shard in data.decoded(root)]
+
+    def _build(self, steps: int, batch: int) -> None:
+        self.steps, self.batch = steps, batch
         torch.manual_seed(3)
         self.module: nn.Module = Scrfd().to(memory_format=torch.channels_last)
         self.centres = {}
@@ -86,24 +114,8 @@ class DetectionTask:
         x = torch.from_numpy(np.ascontiguousarray(s["images"][i])).float() / 255
         if x.shape[-1] != SIDE:
             x = F.interpolate(x, size=(SIDE, SIDE), mode="bilinear")
-        x, kp, bx, ok = mosaic(
-            x,
-            torch.from_numpy(s["landmarks"][i]),
-            torch.from_numpy(s["boxes"][i]),
-            torch.from_numpy(~s["nobody"][i]),
-            generator,
-        )
-        parts = []
-        for part in x.split(8):
-            if torch.rand(1, generator=generator) < 0.6:
-                k = int(torch.randint(48, 110, (1,), generator=generator))
-                part = F.interpolate(part, size=(k, k), mode="bilinear", antialias=True)
-                part = F.interpolate(part, size=(SIDE, SIDE), mode="bilinear")
-            parts.append(part)
-        x = torch.cat(parts)
-        x = x * (1 + torch.randn(n, 3, 1, 1, generator=generator) * 0.06)
-        x = x + torch.randn(x.shape, generator=generator) * torch.rand(n, 1, 1, 1, generator=generator) * 0.04
-        return x.clamp(0, 1), kp, bx, ok
+        points, boxes = torch.from_numpy(s["landmarks"][i]), torch.from_numpy(s["boxes"][i])
+        return augmented(x, points, boxes, torch.from_numpy(~s["nobody"][i]), generator)
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
         """Augmented frames, and per level of the pyramid what the network should say of them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import SkyReelsV2Transformer3DModel
@@ -16,6 +17,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from facelock.miniature.trainer import normal_numbers, seed_of
 from facelock.miniature.vae import neighbourhoods
 from facelock.miniature.vocabulary import vocabulary
 
@@ -146,47 +148,56 @@ class DiffusionTask:
             sigma = torch.where(context, torch.zeros(()), sigma)
         return sigma
 
-    def worn(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Context as a long clip leaves it: up to three trips through pixels, and noise. The past heals or drifts."""
-        trips = torch.randint(0, 4, (x.shape[0], 1, 1, 1), generator=generator)
-        out = x.clone()
-        for k, weight in enumerate([] if self.trip is None else self.trip[: x.shape[2]]):
+    def worn(self, x: Tensor, trips: Tensor, amount: Tensor, noise: Tensor) -> Tensor:
+        """Context as a long clip leaves it: so many trips through pixels, and noise. The past heals or drifts.
+
+        ``trips`` (n,) from 0 to 3, ``amount`` (n,) of the noise, ``noise`` of the shape of x.
+        """
+        out, trips = x.clone(), trips.view(-1, 1, 1, 1)
+        for k, weight in enumerate([] if self.trip is None else self.trip[: x.shape[2]].to(x.device)):
             z = x[:, :, k]
             for trip in range(1, 4):
                 again = (weight @ neighbourhoods(z)).view_as(z)
                 z = torch.where(trips >= trip, again, z)
             out[:, :, k] = z
-        amount = 0.2 * torch.rand(x.shape[0], 1, 1, 1, 1, generator=generator)
-        return out + amount * torch.randn(x.shape, generator=generator)
+        return out + amount.view(-1, 1, 1, 1, 1) * noise
 
-    def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Noisy latents (n, 8, L, 16, 16), velocity wanted, noise levels (n, L), token ids and mask (n, TOKENS)."""
+    def draw(self, step: int, generator: torch.Generator) -> tuple[Any, ...]:
+        """Which windows (n,), their noise levels (n, L), how worn their past is (n,) (n,), and the noise's seed."""
         image = step % 4 == 3  # single frames are cheap, and teach what the words look like
         n, length = (self.batch * 3, 1) if image else (self.batch, WINDOW)
         i = torch.randint(self.latents.shape[0], (n,), generator=generator)
         w = torch.randint(self.latents.shape[1], (n,), generator=generator)
-        x = self.latents[i, w].float()
-        if image:  # latent 0 of a window is a single frame
-            x = x[:, :, :1]
         drop = torch.rand(n, 1, generator=generator) < 0.1
-        ids, mask = (
-            torch.where(drop, self.empty[0], self.ids[i]),
-            torch.where(drop, self.empty[1], self.mask[i]),
-        )
         sigma = self.noise_levels(n, length, generator)
-        noise = torch.randn(x.shape, generator=generator)
-        s = sigma.view(n, 1, length, 1, 1)
-        shaken = self.worn(x, generator)
-        noisy = torch.where(s > 0, (1 - s) * x + s * noise, shaken)
-        return noisy, noise - x, sigma, ids, mask
+        trips = torch.randint(0, 4, (n,), generator=generator)
+        amount = 0.2 * torch.rand(n, generator=generator)
+        return i, w, drop, sigma, trips, amount, seed_of(generator)
 
-    def loss(self, step: int, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, step: int, batch: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error of the velocity on the noisy frames."""
-        noisy, wanted, sigma, ids, mask = batch
+        i, w, drop, sigma, trips, amount, seed = batch
+        noise = normal_numbers(seed, sigma.device)
+        x = self._on(sigma.device)[i, w][
+            :, :, : sigma.shape[1]
+        ].float()  # latent 0 of a window is a single frame
+        ids, mask = (
+            torch.where(drop, none.to(drop.device), given.to(drop.device)[i])
+            for none, given in zip(self.empty, (self.ids, self.mask), strict=True)
+        )
+        s, fresh = sigma.view(len(x), 1, -1, 1, 1), noise(x.shape)
+        noisy = torch.where(s > 0, (1 - s) * x + s * fresh, self.worn(x, trips, amount, noise(x.shape)))
         velocity = self.module(noisy, sigma, self.module.encode(ids, mask)).float()
-        weight = (sigma > 0).float()[:, None, :, None, None].expand_as(noisy)
-        loss = ((velocity - wanted).square() * weight).sum() / weight.sum()
+        weight = (s > 0).float().expand_as(noisy)
+        loss = ((velocity - (fresh - x)).square() * weight).sum() / weight.sum()
         return loss, {"loss": loss}
+
+    def _on(self, device: torch.device) -> Tensor:
+        """The latents on ``device``, moved there once."""
+        if self.latents.device != device:
+            self.latents = self.latents.to(device)
+            self.ids, self.mask = self.ids.to(device), self.mask.to(device)
+        return self.latents
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ shapes cosines; a closed-form whitening by within-class scatter (LDA) makes reli
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,12 @@ from facelock.nets.recogniser import Recogniser
 from facelock.protocols import Encoder
 
 SIZE = 56
+TEMPLATE = torch.tensor(data.ARCFACE) / 2 - 0.25
+"""ArcFace's landmarks in a crop of ``SIZE`` pixels."""
+
+
+Noise = Callable[[Sequence[int]], Tensor]
+"""Shape → standard normal numbers."""
 
 
 def arcface_crops(
@@ -32,8 +38,7 @@ def arcface_crops(
     if images.shape[-1] == data.CROP:
         images, points = F.avg_pool2d(images, 2), points / 2 - 0.25
     side = images.shape[-1]
-    template = torch.tensor(data.ARCFACE) / 2 - 0.25
-    matrices = data.fit_similarity(points, template)
+    matrices = data.fit_similarity(points, TEMPLATE)
     if generator is not None:
         matrices = data.jitter(matrices, SIZE, generator, amount)
     inverse = torch.inverse(matrices[:, :, :2])
@@ -44,18 +49,25 @@ def arcface_crops(
     return F.grid_sample(images, (grid + 0.5) / side * 2 - 1, "bilinear", "border", False)
 
 
-def degrade(x: Tensor, generator: torch.Generator, smallest: float = 0.35) -> Tensor:
-    """Blur to a lower resolution, shift colours, add noise: what compression and video do to a crop."""
+def degrade(
+    x: Tensor, generator: torch.Generator, smallest: float = 0.35, noise: Noise | None = None
+) -> Tensor:
+    """Blur to a lower resolution, shift colours, add noise: what compression and video do to a crop.
+
+    ``noise`` draws the pixels' noise where ``x`` is; without it all is drawn on the CPU.
+    """
     out = []
-    side = x.shape[-1]
-    for part in x.split(8):
+    side, device = x.shape[-1], x.device
+    for part in x.split(max(8, len(x) // 16)):
         k = int(side * (smallest + (1 - smallest) * float(torch.rand(1, generator=generator))))
         small = F.interpolate(part, size=(k, k), mode="bilinear", antialias=True)
         out.append(F.interpolate(small, size=(side, side), mode="bilinear"))
     y, n = torch.cat(out), x.shape[0]
-    y = y + torch.randn(y.shape, generator=generator) * torch.rand(n, 1, 1, 1, generator=generator) * 0.04
+    grain = noise(y.shape) if noise else torch.randn(y.shape, generator=generator)
+    y = y + grain * (torch.rand(n, 1, 1, 1, generator=generator) * 0.04).to(device)
     gain = 1 + torch.randn(n, 3, 1, 1, generator=generator) * 0.03
-    return (y * gain + torch.randn(n, 1, 1, 1, generator=generator) * 0.02).clamp(0, 1)
+    shift = torch.randn(n, 1, 1, 1, generator=generator) * 0.02
+    return (y * gain.to(device) + shift.to(device)).clamp(0, 1)
 
 
 class FacePool:
@@ -82,18 +94,21 @@ class RecognitionTask:
     """Trains the lock's recogniser (``faces`` set) or the CRATE judge (``judge`` set)."""
 
     def __init__(self, name: str, root: Path, steps: int, batch: int = 128) -> None:
+        self._build(name, steps, batch, data.POOL)
+        self.pool = FacePool("judge" if name == "judge" else "faces", root)
+
+    def _build(self, name: str, steps: int, batch: int, people: int) -> None:
         self.name, self.steps, self.batch = name, steps, batch
         judge = name == "judge"
         self.bf16, self.rate = not judge, 1e-3 if judge else 2e-3
-        self.pool = FacePool("judge" if judge else "faces", root)
-        self.targets = data.targets("judge" if judge else "train", data.POOL)[0]
+        self.targets = data.targets("judge" if judge else "train", people)[0]
         torch.manual_seed(2 if judge else 1)
         net: nn.Module = Crate() if judge else Recogniser().to(memory_format=torch.channels_last)
         self.module = nn.ModuleDict(
             {
                 "net": net,
                 "regress": nn.Linear(64, self.targets.shape[1]),
-                "classes": nn.Linear(64, data.POOL, bias=False),
+                "classes": nn.Linear(64, people, bias=False),
             }
         )
         self.module["net"].whiten.requires_grad_(False)
@@ -114,7 +129,8 @@ class RecognitionTask:
         mse = F.mse_loss(self.module["regress"](code), target)
         cosine = F.normalize(code) @ F.normalize(self.module["classes"].weight).T
         margin = 0.25 * min(1.0, step / (0.5 * self.steps))
-        logits = 24 * (cosine - margin * F.one_hot(who, data.POOL))
+        lowered = torch.full_like(who, -margin, dtype=cosine.dtype).unsqueeze(1)
+        logits = 24 * cosine.scatter_add(1, who.unsqueeze(1), lowered)
         weight = 0.05 * min(1.0, step / (0.15 * self.steps))
         margin_loss = F.cross_entropy(logits, who)
         return mse + weight * margin_loss, {"mse": mse, "cosface": margin_loss}

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,22 @@ ORDER = (
     "blueprint",
     "tiny_decoder",
 )
+LIVE_STEPS = {
+    "recogniser": 3000,
+    "judge": 3000,
+    "detector": 3000,
+    "vae": 3000,
+    "reader": 3000,
+    "identity_reader": 1000,
+    "aligner": 2000,
+    "restorer": 2000,
+    "upscaler": 1000,
+    "blueprint": 8000,
+    "tiny_decoder": 1000,
+}
+"""On a GPU, where batches are large and rendered as they are needed (:mod:`facelock.miniature.live`)."""
+WINDOWS = 48000
+"""Clips that a GPU encodes for the blueprint; half of them are decoded again, for those who read faces."""
 SETS = {"faces": 16, "judge": 4, "heldout": 2, "frames": 6, "clips": 14}
 OFFSETS = (0, 8)
 """First frames of the 17-frame windows that a clip is encoded at."""
@@ -67,6 +83,14 @@ class Workshop:
 
     root: Path
     device: str = "cpu"
+    clips: int = WINDOWS
+    kept: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What several parts need and none changes."""
+
+    @property
+    def live(self) -> bool:
+        """Whether pictures are rendered while training instead of read from sets."""
+        return torch.device(self.device).type == "cuda"
 
     @property
     def pool(self) -> Path:
@@ -99,10 +123,10 @@ class Workshop:
         return self._whitened("judge", "judge")
 
     def _whitened(self, part: str, kind: str) -> nn.Module:
-        from facelock.miniature.recognition import FacePool, RecognitionTask, whiten
+        from facelock.miniature.recognition import FacePool, whiten
+        from facelock.nets.crate import Crate
 
-        task = RecognitionTask(part, self.pool, 1)
-        net = averaged(self.folder(part), task.module)["net"]  # type: ignore[index]
+        net: Any = averaged(self.folder(part), Crate() if part == "judge" else Recogniser(), "net.")
         path = self.folder(part) / "whiten.safetensors"
         from safetensors.torch import load_file, save_file
 
@@ -110,20 +134,35 @@ class Workshop:
             not path.is_file()
             or path.stat().st_mtime < (self.folder(part) / "state.safetensors").stat().st_mtime
         ):
-            whiten(net, FacePool(kind, self.pool))
+            if self.live:
+                from facelock.miniature.live import LiveFaces
+
+                whiten(net, LiveFaces("judge" if part == "judge" else "train", self.device))
+            else:
+                whiten(net, FacePool(kind, self.pool))
             save_file({"weight": net.whiten.weight.data, "bias": net.whiten.bias.data}, path)
         net.whiten.load_state_dict(load_file(path))
         return net
 
     def vae(self) -> nn.Module:
-        """The trained autoencoder, or the one that ships, accelerated on a CPU."""
+        """The trained autoencoder, or the one that ships, accelerated."""
         from facelock.blueprint.wan_vae_cpu import accelerate_vae
         from facelock.miniature.vae import make_vae
 
         vae = self.latest("vae", make_vae())
-        if self.device == "cpu":
-            accelerate_vae(vae)  # type: ignore[arg-type]
+        accelerate_vae(vae)  # type: ignore[arg-type]
         return vae.to(self.device)
+
+    def windows(self, *, frames: bool = True) -> Any:
+        """The windows of a training that renders, made once; without their frames where they are not needed."""
+        from facelock.miniature.live import Windows, make_windows
+
+        folder, name = self.root / "windows", f"windows {frames}"
+        if not (folder / "latents.safetensors").is_file():
+            make_windows(self.vae(), self.clips, self.clips // 2, self.device).save(folder)
+        if name not in self.kept:
+            self.kept[name] = Windows.load(folder, frames=frames)
+        return self.kept[name]
 
     def latents(self) -> Tensor:
         """Latents of every clip, encoded once."""
@@ -131,6 +170,8 @@ class Workshop:
 
         from facelock.miniature.vae import ClipPool, encode_clips
 
+        if self.live:
+            return self.windows(frames=False).latents.to(self.device).float()
         path = self.folder("vae") / "latents.safetensors"
         if not path.is_file():
             log.info("encoding the clips")
@@ -141,6 +182,8 @@ class Workshop:
 
 def make_task(part: str, shop: Workshop, steps: int) -> Any:
     """Build the training task of ``part``; what it depends on must be trained already."""
+    if shop.live:
+        return _live_task(part, shop, steps)
     if part in ("recogniser", "judge"):
         from facelock.miniature.recognition import RecognitionTask
 
@@ -152,7 +195,7 @@ def make_task(part: str, shop: Workshop, steps: int) -> Any:
     if part == "vae":
         from facelock.miniature.vae import VaeTask
 
-        return VaeTask(shop.pool, steps, shop.device)
+        return VaeTask(shop.pool, steps)
     if part == "reader":
         from facelock.miniature.alignment import ReaderTask
 
@@ -169,16 +212,53 @@ def make_task(part: str, shop: Workshop, steps: int) -> Any:
         return UpscalingTask(steps, device=shop.device)
     if part == "tiny_decoder":
         return _tiny_decoder_task(shop, steps)
-    from facelock.miniature.diffusion import DiffusionTask, captions_of, normalise
+    from facelock.miniature.diffusion import captions_of
+
+    return _diffusion_task(shop, captions_of(shop.pool), steps, 16)
+
+
+def _diffusion_task(shop: Workshop, captions: Sequence[str], steps: int, batch: int) -> Task:
+    from facelock.miniature.diffusion import DiffusionTask, normalise
     from facelock.miniature.vae import fit_round_trip
 
     latents, mean, deviation = normalise(shop.latents())
     trip = fit_round_trip(shop.vae(), latents, mean, deviation)
-    return DiffusionTask(latents, captions_of(shop.pool), steps, trip=trip)
+    return DiffusionTask(latents, captions, steps, batch, trip)
+
+
+def _live_task(part: str, shop: Workshop, steps: int) -> Task:
+    """The same for a GPU: pictures are rendered as they are needed."""
+    from facelock.miniature import live
+
+    if part in ("recogniser", "judge"):
+        return live.LiveRecognition(part, steps)
+    if part == "vae":
+        return live.LiveVae(steps)
+    if part == "upscaler":
+        return live.LiveUpscaling(steps)
+    if part == "identity_reader":
+        return live.LiveIdentityReader(shop.recogniser().to(shop.device), steps)  # type: ignore[arg-type]
+    if part == "blueprint":
+        return _diffusion_task(shop, shop.windows(frames=False).captions, steps, 1024)
+    if part == "tiny_decoder":
+        from facelock.miniature.diffusion import normalise
+
+        statistics = [torch.tensor(v) for v in normalise(shop.latents())[1:]]
+        windows = shop.windows(frames=False)
+        return live.LiveTinyDecoder(windows, shop.vae(), (statistics[0], statistics[1]), steps)
+    if part == "detector":
+        return live.LiveDetection(shop.windows(), steps)
+    if part == "reader":
+        return live.LiveReader(shop.windows(), steps)
+    task = live.LiveAlignment(part, shop.windows(), shop.recogniser(), steps)  # type: ignore[arg-type]
+    return _with_readers(task, shop)
 
 
 def build_set(shop: Workshop, kind: str, count: int | None) -> None:
     """Render a set; ``decoded`` needs the trained autoencoder, the others nothing."""
+    if kind == "decoded" and shop.live:
+        shop.windows(frames=False)
+        return
     if kind != "decoded":
         data.build(kind, count or SETS[kind], shop.pool, shop.device)
         return
@@ -195,8 +275,7 @@ def _tiny_decoder_task(shop: Workshop, steps: int) -> Task:
 
     config = asset_dir("models") / "miniature" / "blueprint" / "vae" / "config.json"
     vae: Any = load_bundled("vae", make_vae()).eval()
-    if shop.device == "cpu":
-        accelerate_vae(vae)
+    accelerate_vae(vae)
     statistics = json.loads(config.read_text())
     pairs = pairs_of(shop.folder("tiny_decoder"), vae.to(shop.device), statistics, ClipPool(shop.pool))
     return TinyDecoderTask(pairs, steps)
@@ -205,7 +284,10 @@ def _tiny_decoder_task(shop: Workshop, steps: int) -> Task:
 def _alignment_task(part: str, shop: Workshop, steps: int) -> Task:
     from facelock.miniature.alignment import AlignmentTask
 
-    task = AlignmentTask(part, shop.pool, shop.recogniser(), steps)  # type: ignore[arg-type]
+    return _with_readers(AlignmentTask(part, shop.pool, shop.recogniser(), steps), shop)  # type: ignore[arg-type]
+
+
+def _with_readers(task: Any, shop: Workshop) -> Task:
     shop.latest("reader", task.module.reader)  # type: ignore[arg-type]
     shop.latest("identity_reader", task.module.identity)  # type: ignore[arg-type]
     task.module.train()
@@ -290,7 +372,7 @@ def _export_blueprint(shop: Workshop, folder: Path) -> None:
 
     _, mean, deviation = normalise(shop.latents())
     vae = make_vae(mean, deviation)
-    vae.load_state_dict(shop.vae().cpu().state_dict())
+    vae.load_state_dict({k: v.cpu() for k, v in shop.vae().state_dict().items()})
     tokenizer = make_tokenizer()
     model = Blueprint(len(tokenizer))
     shop.latest("blueprint", model)
@@ -313,18 +395,41 @@ def evaluate(shop: Workshop) -> dict[str, dict[str, float]]:
     return figures
 
 
-def train(shop: Workshop, part: str, steps: int | None, seed: int, bundled: bool = False) -> None:
-    """Train one part to its last step, resuming what was saved.
+def train(
+    shop: Workshop,
+    part: str,
+    steps: int | None,
+    seed: int,
+    bundled: bool = False,
+    seconds: float | None = None,
+) -> None:
+    """Train one part to its last step, or for so many seconds, resuming what was saved.
 
     With ``bundled`` and nothing saved, it starts from the weights that ship, at half the learning rate.
     """
-    task, origin = make_task(part, shop, steps or STEPS[part]), list[Any]()
+    if shop.live:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    planned = (LIVE_STEPS if shop.live else STEPS)[part]
+    # By the clock, the margins of the losses grow as planned, and no number of steps ends the training.
+    task, origin = make_task(part, shop, steps or planned), list[Any]()
     if bundled:
         load_bundled(part, task.module)
         task.rate, origin = task.rate / 2, trained(asset_dir("models")).get(part, [])
-    Trainer(task, shop.folder(part), device=shop.device, seed=seed, origin=origin).run()
+    Trainer(task, shop.folder(part), device=shop.device, seed=seed, origin=origin, seconds=seconds).run()
     if part == "vae":
         build_set(shop, "decoded", None)
+
+
+def _wanted(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[tuple[str, float | None]]:
+    """``recogniser`` and ``vae=120`` → parts and the seconds they may take."""
+    out: list[tuple[str, float | None]] = []
+    for text in ORDER if [*given] == ["all"] else given:
+        part, _, seconds = text.partition("=")
+        if part not in ORDER or not (seconds or "1").replace(".", "", 1).isdigit():
+            parser.error(f"{text!r} is no part to train; there are all, {', '.join(ORDER)}, each =SECONDS")
+        out.append((part, float(seconds) if seconds else None))
+    return out
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -337,12 +442,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--threads", type=int, default=0, help="threads of this process; 1 where several share a machine"
     )
+    parser.add_argument(
+        "--windows", type=int, default=WINDOWS, help="clips that a GPU encodes for the blueprint"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     p = commands.add_parser("data", help="render the training sets")
     p.add_argument("kind", choices=[*SETS, "decoded", "all"])
     p.add_argument("--shards", type=int)
     p = commands.add_parser("train", help="train one part, or all in order; resumes")
-    p.add_argument("part", choices=[*ORDER, "all"])
+    p.add_argument(
+        "parts", nargs="+", metavar="PART", help=f"all, or any of {', '.join(ORDER)}; PART=SECONDS"
+    )
     p.add_argument("--steps", type=int)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument(
@@ -361,13 +471,13 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)
-    shop = Workshop(args.root, args.device)
+    shop = Workshop(args.root, args.device, args.windows)
     if args.command == "data":
         for kind in SETS if args.kind == "all" else (args.kind,):
             build_set(shop, kind, args.shards)
     elif args.command == "train":
-        for part in ORDER if args.part == "all" else (args.part,):
-            train(shop, part, args.steps, args.seed, args.bundled)
+        for part, seconds in _wanted(parser, args.parts):
+            train(shop, part, args.steps, args.seed, args.bundled, seconds)
     elif args.command == "export":
         export(shop, tuple(args.parts) or ORDER, asset_dir("models"))
     elif args.command == "cards":

@@ -46,13 +46,12 @@ class Schedule:
     """Linear warm-up, then a cosine to 1 % of the peak."""
 
     peak: float
-    steps: int
     warmup: int = 150
 
-    def __call__(self, step: int) -> float:
+    def __call__(self, step: int, done: float) -> float:
+        """The rate of ``step``, when ``done`` of the training, from 0 to 1, is over."""
         ramp = min(1.0, (step + 1) / self.warmup)
-        done = min(1.0, step / max(self.steps, 1))
-        return self.peak * ramp * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+        return self.peak * ramp * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 class Trainer:
@@ -67,30 +66,36 @@ class Trainer:
         save_every: float = 60.0,
         seed: int = 0,
         origin: Sequence[dict[str, Any]] = (),
+        seconds: float | None = None,
     ) -> None:
-        """``origin`` tells what the weights that ``task`` starts with went through; it is kept with the state."""
+        """``origin`` tells what the weights that ``task`` starts with went through; it is kept with the state.
+
+        With ``seconds`` the clock ends the training instead of the task's number of steps, and the learning rate
+        follows it: for rented time. How far such a run comes depends on the machine, so it is not repeatable.
+        """
         self.task, self.folder, self.device, self.seed = task, folder, device, seed
-        self.save_every, self.origin = save_every, list(origin)
+        self.save_every, self.origin, self.seconds = save_every, list(origin), seconds
         task.module.to(device)
         self.params = {n: p for n, p in task.module.named_parameters() if p.requires_grad}
         self.average = {n: v.detach().clone() for n, v in task.module.state_dict().items()}
         self.optimiser = torch.optim.AdamW(
             self.params.values(), lr=task.rate, weight_decay=1e-3, betas=(0.9, 0.98)
         )
-        self.schedule = Schedule(task.rate, task.steps)
-        self.step = 0
+        self.schedule = Schedule(task.rate)
+        self.step, self.spent = 0, 0.0
         self.history: list[dict[str, float]] = []
         if (folder / "state.safetensors").is_file():
             self._load()
 
     def run(self, on_save: Callable[[int], None] | None = None, until: int | None = None) -> None:
         """Train to the last step (or to ``until``), continuing from whatever was saved."""
-        last = min(self.task.steps, until or self.task.steps)
+        last = min(self.task.steps, until or self.task.steps) if self.seconds is None else 10**9
         started = saved = time.monotonic()
-        first, window = self.step, list[dict[str, Tensor]]()
-        while self.step < last:
+        first, before, window = self.step, self.spent, list[dict[str, Tensor]]()
+        while self.step < last and (self.seconds is None or self.spent < self.seconds):
             window.append(self._update())
             self.step += 1
+            self.spent = before + time.monotonic() - started
             if self.step % 100 == 0:
                 figures = {k: float(sum(w[k] for w in window)) / len(window) for k in window[-1]}
                 self.history.append({"step": self.step} | figures)
@@ -98,15 +103,17 @@ class Trainer:
                 text = " ".join(f"{k} {v:.4f}" for k, v in figures.items())
                 log.info("%s %d/%d %s (%.0f s left)", self.task.name, self.step, last, text, left)
                 window = []
-            if time.monotonic() - saved > self.save_every or self.step == last:
+            over = self.step == last or (self.seconds is not None and self.spent >= self.seconds)
+            if over or time.monotonic() - saved > self.save_every:
                 self._save()
                 saved = time.monotonic()
                 if on_save:
                     on_save(self.step)
 
     def _update(self) -> dict[str, Tensor]:
+        done = self.step / max(self.task.steps, 1) if self.seconds is None else self.spent / self.seconds
         for group in self.optimiser.param_groups:
-            group["lr"] = self.schedule(self.step)
+            group["lr"] = self.schedule(self.step, done)
         generator = torch.Generator().manual_seed(self.seed * 10_000_019 + self.step)
         batch = moved(self.task.draw(self.step, generator), self.device)
         with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.task.bf16):
@@ -121,11 +128,11 @@ class Trainer:
     @torch.no_grad()
     def _average(self) -> None:
         keep = min(0.997, (self.step + 1) / (self.step + 20))
-        for name, value in self.task.module.state_dict().items():
-            if value.is_floating_point():
-                self.average[name].lerp_(value, 1 - keep)
-            else:
-                self.average[name].copy_(value)
+        now = self.task.module.state_dict()
+        smooth = [name for name, value in now.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.average[n] for n in smooth], [now[n] for n in smooth], 1 - keep)
+        for name in now.keys() - {*smooth}:
+            self.average[name].copy_(now[name])
 
     def _save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -140,6 +147,8 @@ class Trainer:
             "step": str(self.step),
             "history": json.dumps(self.history),
             "origin": json.dumps(self.origin),
+            "spent": json.dumps(self.spent),
+            "device": device_name(self.device),
         }
         temporary = self.folder / "state.part"
         save_file(tensors, temporary, metadata=meta)
@@ -157,7 +166,7 @@ class Trainer:
         self.average = pick("average.")
         first, second = pick("first."), pick("second.")
         self.step, self.history = int(meta["step"]), json.loads(meta["history"])
-        self.origin = json.loads(meta["origin"])
+        self.origin, self.spent = json.loads(meta["origin"]), json.loads(meta.get("spent", "0"))
         for n, p in self.params.items():
             if n in first:
                 self.optimiser.state[p] = {
@@ -168,8 +177,29 @@ class Trainer:
 
 
 def moved(batch: Any, device: str | torch.device) -> Any:
-    """A batch on ``device``."""
-    return batch.to(device) if isinstance(batch, Tensor) else tuple(moved(part, device) for part in batch)
+    """A batch on ``device``; numbers stay numbers."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    return tuple(moved(part, device) for part in batch) if isinstance(batch, list | tuple) else batch
+
+
+def seed_of(generator: torch.Generator) -> int:
+    """A seed for what is too large to be drawn on the CPU and carried over: the noise of pixels and latents."""
+    return int(torch.randint(2**62, (1,), generator=generator))
+
+
+def normal_numbers(seed: int, device: str | torch.device) -> Callable[[Sequence[int]], Tensor]:
+    """Shape → standard normal numbers, drawn on ``device``; the same for a seed on the same kind of device."""
+    where = torch.device(device)
+    generator = None if where.type == "meta" else torch.Generator(where).manual_seed(seed)
+    return lambda shape: torch.randn(tuple(shape), generator=generator, device=where)
+
+
+def device_name(device: str | torch.device) -> str:
+    """What a card or a processor calls itself."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU threads"
 
 
 def in_float32(device: torch.device) -> AbstractContextManager[Any]:
@@ -178,8 +208,16 @@ def in_float32(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
-def averaged(folder: Path, module: nn.Module) -> nn.Module:
-    """Load the averaged weights of a training folder into ``module`` and set it to evaluation."""
-    tensors = load_file(folder / "state.safetensors")
-    module.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("average.")})
+def in_bfloat16(device: torch.device) -> AbstractContextManager[Any]:
+    """Holds autocast to bfloat16 on a GPU; on a CPU it would cost precision and win nothing."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+def averaged(folder: Path, module: nn.Module, within: str = "") -> nn.Module:
+    """Load the averaged weights of a training folder into ``module`` and set it to evaluation.
+
+    ``within`` picks a part of what was trained, by what its names begin with.
+    """
+    tensors, begin = load_file(folder / "state.safetensors"), f"average.{within}"
+    module.load_state_dict({k[len(begin) :]: v for k, v in tensors.items() if k.startswith(begin)})
     return module.eval()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from facelock.miniature import data, world
 from facelock.miniature.alignment import edges
 from facelock.miniature.parameters import sample_appearance, sample_identity, sample_nuisance, to_device
+from facelock.miniature.recognition import Noise
 from facelock.nets.compact_sr import CompactSR
 
 
@@ -33,13 +34,17 @@ class UpscalingTask:
         i = torch.randint(self.truth.shape[0], (16,), generator=generator)
         y0, x0 = (torch.randint(0, 41, (2,), generator=generator) * 4).tolist()
         truth = self.truth[i][..., y0 : y0 + 96, x0 : x0 + 96].float() / 255
+        return self.compressed(truth, generator), truth
+
+    def compressed(self, truth: Tensor, generator: torch.Generator, noise: Noise | None = None) -> Tensor:
+        """What a blueprint would hold of ``truth``, a quarter of its side; ``noise`` draws on another device."""
         small = F.avg_pool2d(truth, 4)
         if torch.rand(1, generator=generator) < 0.5:
             soft = F.avg_pool2d(F.pad(small, (1, 1, 1, 1), mode="replicate"), 3, 1)
-            mix = torch.rand(16, 1, 1, 1, generator=generator) * 0.6
+            mix = (torch.rand(len(small), 1, 1, 1, generator=generator) * 0.6).to(small.device)
             small = small * (1 - mix) + soft * mix
-        small = small + torch.randn(small.shape, generator=generator) * 0.012
-        return small, truth
+        grain = noise(small.shape) if noise else torch.randn(small.shape, generator=generator)
+        return small + grain * 0.012
 
     def loss(self, step: int, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """L1 on pixels and edges."""

@@ -60,10 +60,23 @@ class ClipPool:
 
 def box_weight(boxes: Tensor, size: int, gain: float = 5.0) -> Tensor:
     """(..., 1, size, size) weight: 1 outside the face's box, 1 + gain inside."""
-    line = torch.arange(size, dtype=torch.float32)
+    line = torch.arange(size, dtype=torch.float32, device=boxes.device)
     x = ((line >= boxes[..., 0:1]) & (line <= boxes[..., 2:3])).float()
     y = ((line >= boxes[..., 1:2]) & (line <= boxes[..., 3:4])).float()
     return 1 + gain * (y.unsqueeze(-1) * x.unsqueeze(-2)).unsqueeze(-3)
+
+
+def feature_weight(points: Tensor, size: int, gain: float = 8.0) -> Tensor:
+    """(..., 1, size, size) more weight on eyes and mouth, by landmarks (..., 5, 2): ``gain`` at their middle."""
+    line = torch.arange(size, dtype=torch.float32, device=points.device)
+    reach = (points[..., 1, :] - points[..., 0, :]).norm(dim=-1).clamp(min=2.0)[..., None, None] * 0.28
+    mouth = points[..., 3:5, :].mean(-2)
+    out = torch.zeros((), device=points.device)
+    for centre, wide in ((points[..., 0, :], 1.0), (points[..., 1, :], 1.0), (mouth, 1.5)):
+        x = (line - centre[..., 0:1]).unsqueeze(-2) / (reach * wide)
+        y = (line - centre[..., 1:2]).unsqueeze(-1) / reach
+        out = torch.maximum(out, torch.exp(-(x * x + y * y) / 2))
+    return gain * out.unsqueeze(-3)
 
 
 class VaeTask:
@@ -73,13 +86,15 @@ class VaeTask:
     bf16 = True
     rate = 2e-3
 
-    def __init__(self, root: Path, steps: int, device: str = "cpu") -> None:
-        self.steps = steps
+    def __init__(self, root: Path, steps: int) -> None:
+        self._build(steps)
         self.pool = ClipPool(root)
+
+    def _build(self, steps: int) -> None:
+        self.steps = steps
         torch.manual_seed(6)
         vae: Any = make_vae()
-        if device == "cpu":
-            accelerate_vae(vae)
+        accelerate_vae(vae)  # whole clips in one pass, as 2-D convolutions: faster on a GPU too
         self.module: nn.Module = vae
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,6 +115,9 @@ class VaeTask:
         across, along = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
         edge = (across.abs() * weight[..., 1:]).mean() + (along.abs() * weight[..., 1:, :]).mean()
         edge = edge / weight.mean()  # edges of the face first: eyes and mouth are nothing else
+        if error.shape[2] > 1:  # and what moves: a blink is a few pixels of a few frames
+            weight = (weight[:, :, 1:] + weight[:, :, :-1]) / 2
+            edge = edge + ((error[:, :, 1:] - error[:, :, :-1]).abs() * weight).mean() / weight.mean()
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         psnr = -10 * torch.log10(error.detach().square().mean() / 4)
         return pixel + edge + 1e-4 * kl, {"psnr": psnr, "kl": kl}
@@ -137,15 +155,15 @@ def fit_round_trip(
     (clips, 2, 8, 5, 16, 16) are normalised by ``mean`` and ``deviation``. Returns
     (2, 8, 73) least-squares weights: for the first and second context latent, 72 neighbours and a constant.
     """
-    row = torch.randperm(latents.shape[0], generator=data.seeded(42))[:windows]
+    latents = latents[torch.randperm(latents.shape[0], generator=data.seeded(42))[:windows]].float().cpu()
     shift, scale = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (mean, deviation))
     out, device = [], _device(vae)
-    for part in row.split(6):
+    for part in latents[:, 0].split(6):
         with torch.autocast(device.type, torch.bfloat16):
-            z = (latents[part, 0] * scale + shift).to(device)
+            z = (part * scale + shift).to(device)
             frames = vae.decode(z).sample[:, :, 8:13].float().clamp(-1, 1)
             out.append((vae.encode(frames).latent_dist.mean.float().cpu() - shift) / scale)
-    after, clean = torch.cat(out), latents[row, 1, :, :2].float()
+    after, clean = torch.cat(out), latents[:, 1, :, :2]
     weights = []
     for k in range(2):
         seen = neighbourhoods(clean[:, :, k]).permute(0, 2, 1).flatten(0, 1).double()

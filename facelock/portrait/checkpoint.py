@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,16 @@ def load_pipeline(
     large = _is_large(folder)
     parts = _parts(folder, large, sampler, dtype)
     _check_channels(folder, parts["unet"], inpaint)
+    return assemble(parts, adapter, where=where, large=large, inpaint=inpaint, dtype=dtype)
+
+
+def assemble(
+    parts: Mapping[str, Any], adapter: State, *, where: str, large: bool, inpaint: bool, dtype: torch.dtype
+) -> Any:
+    """The pipeline of loaded ``parts`` (its constructor's arguments) with the ``adapter`` of the file ``where``.
+
+    Raises ``ModelError`` for an adapter that does not fit.
+    """
     check_fit(where, adapter, parts["unet"])
     pipeline = _pipeline_class(large, inpaint)(**parts)
     pipeline.set_progress_bar_config(disable=True)

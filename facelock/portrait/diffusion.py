@@ -91,16 +91,7 @@ class PortraitDiffusion:
         self.device = torch.device(device)
         self._dtype = resolve_dtype(self.settings.precision, self.device)
         self.batch = max(1, batch if self.device.type == "cuda" else min(batch, CPU_ROWS))
-        state = read_adapter(adapter)
-        self.dimension = dimension(state)
-        self._pipeline = load_pipeline(
-            Path(folder),
-            state,
-            where=str(adapter),
-            inpaint=self.settings.mask is not None,
-            sampler=self.settings.sampler,
-            dtype=self._dtype,
-        )
+        self.dimension, self._pipeline = self._load(Path(folder), adapter)
         self.crop = self._crop(str(folder))
         self._mask = None if self.settings.mask is None else face_mask(self.crop)
         with device_errors(self.device), quiet():
@@ -108,6 +99,19 @@ class PortraitDiffusion:
             self._pipeline.set_ip_adapter_scale(self.settings.adapter_scale)
             self._text = self._encode_prompt()
         self._halved = False
+
+    def _load(self, folder: Path, adapter: str | Path) -> tuple[int, Any]:
+        """Numbers of the embedding that the adapter takes, and the pipeline; benchmarks build them instead."""
+        state = read_adapter(adapter)
+        pipeline = load_pipeline(
+            folder,
+            state,
+            where=str(adapter),
+            inpaint=self.settings.mask is not None,
+            sampler=self.settings.sampler,
+            dtype=self._dtype,
+        )
+        return dimension(state), pipeline
 
     @property
     def modules(self) -> Mapping[str, torch.nn.Module]:

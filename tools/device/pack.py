@@ -1,0 +1,75 @@
+"""Training states small enough to carry: the averaged weights, in half precision where they are large.
+
+    python tools/device/pack.py out WORKSHOP FOLDER     # on the machine that trained
+    python tools/device/pack.py in FOLDER WORKSHOP      # here: work/miniature
+
+A packed state goes on as a start (its moments are gone), and exports as the whole one does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+GROUPS = {
+    "blueprint": ("blueprint",),
+    "pictures": ("vae", "upscaler", "tiny_decoder", "detector"),
+    "faces": ("recogniser", "judge", "reader", "identity_reader"),
+    "aligners": ("aligner", "restorer"),
+}
+"""File → the parts in it; each stays under 16 MiB."""
+LEFT_OUT = ("classes.", "regress.")
+"""Heads that only teach."""
+
+
+def pack(root: Path, folder: Path) -> None:
+    """Write one file for each of ``GROUPS``, and print what was trained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for group, parts in GROUPS.items():
+        tensors, about = {}, {}
+        for part in parts:
+            path = root / "train" / part / "state.safetensors"
+            if not path.is_file():
+                continue
+            with safe_open(path, "pt") as file:
+                about[part] = json.dumps(meta := file.metadata())
+            for name, tensor in load_file(path).items():
+                own = name.removeprefix("average.")
+                if own == name or own.startswith(LEFT_OUT):
+                    continue
+                large = tensor.is_floating_point() and tensor.numel() >= 4096
+                tensors[f"{part}/{own}"] = (tensor.half() if large else tensor).contiguous()
+            last = (json.loads(meta["history"]) or [{}])[-1]
+            steps, spent = int(meta["step"]), json.loads(meta["spent"])
+            print(f"{part}: {steps} steps in {spent:.0f} s, {steps / max(spent, 1e-9):.1f} a second; {last}")
+        if tensors:
+            save_file(tensors, folder / f"{group}.safetensors", metadata=about)
+
+
+def unpack(folder: Path, root: Path) -> None:
+    """Write a training state of every packed part."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            about = opened.metadata()
+        packed = load_file(file)
+        for part, meta in about.items():
+            own = {k.split("/", 1)[1]: v for k, v in packed.items() if k.startswith(f"{part}/")}
+            state = {}
+            for name, tensor in own.items():
+                whole = tensor.float() if tensor.dtype is torch.float16 else tensor
+                state |= {f"model.{name}": whole.clone(), f"average.{name}": whole}
+            target = root / "train" / part
+            target.mkdir(parents=True, exist_ok=True)
+            save_file(state, target / "state.safetensors", metadata=json.loads(meta))
+            print(
+                f"{part}: {len(own)} tensors, {json.loads(meta)['step']} steps on {json.loads(meta)['device']}"
+            )
+
+
+if __name__ == "__main__":
+    {"out": pack, "in": unpack}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
