@@ -155,6 +155,20 @@ def test_the_response_of_a_linear_judge_is_recovered():
     assert np.mean(quiet) < 0.05
 
 
+def test_what_is_measured_is_one_part_at_a_time():
+    def embed(x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[1:] == (3, 56, 56)
+        return functional.avg_pool2d(x, 28).flatten(1)
+
+    shifts = parts_of_face.measure(embed, people=3)
+    assert list(shifts) == ["", *parts_of_face.PARTS]
+    assert float(shifts[""].parameters.abs().max()) == 0
+    for part, found in shifts.items():
+        assert found.embedding.shape == (3, parts_of_face.FRAMES, 12)
+        moved = set(found.parameters.abs().sum(0).nonzero().flatten().tolist())
+        assert moved <= set(parts_of_face.COLUMNS.get(part, [])), part
+
+
 def test_the_bundled_table_is_of_the_bundled_judge_and_names_changed_parts():
     pack = open_perception().judge
     known = table_of(pack.encoder)
