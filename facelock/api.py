@@ -34,6 +34,7 @@ from facelock.pipeline import Pipeline, checked_job
 from facelock.protocols import Progress
 from facelock.recipe import Recipe, load_recipe, tuned
 from facelock.report import Report, build_report
+from facelock.report.explained import Watch, explained
 from facelock.runtime import ahead, resolve_device
 from facelock.types import ChunkRecords, Consent, Identity
 from facelock.video.writing import VideoInfo, probe, read_chunks
@@ -214,6 +215,7 @@ def verify(
     faces: Sequence[int | None] = (),
     packs: str | None = None,
     judge: str | None = None,
+    explain: bool = False,
     commercial: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -225,18 +227,20 @@ def verify(
 
     ``packs`` and ``judge`` name face packs in place of the recipe's (see :mod:`facelock.perception`): for real
     people ``packs="opencv:yunet+sface"``, ``judge="insightface:buffalo_l"``, say. Where neither is given, an
-    :class:`Identity` is measured by what it was made with. Raises ``InputError`` when video or picture cannot be
-    read, or an identity was made for another judge, ``ModelError`` when a pack is missing, ``ConfigError`` for a
-    refused weight.
+    :class:`Identity` is measured by what it was made with. ``explain`` adds which part of the face differs from the
+    reference (``Character.differs``, docs/judge.md); only the bundled judge can say. Raises ``InputError`` when video
+    or picture cannot be read, or an identity was made for another judge, ``ModelError`` when a pack is missing,
+    ``ConfigError`` for a refused weight, or for a judge that cannot explain.
     """
     identity = read_faces(identity)
     info = probe(Path(video))
     pipeline = _watching(recipe, device, packs, judge, identity, commercial)
     cast = pipeline.identities(identity, faces)
     times = list[Fraction]()
-    records = list(_measure(pipeline, Path(video), cast, info, times, progress))
+    watch = Watch(pipeline.parts.judge.pack, cast) if explain else None  # type: ignore[attr-defined]
+    records = list(_measure(pipeline, Path(video), cast, info, times, progress, watch))
     frames = sum(record.length for record in records)
-    return build_report(
+    report = build_report(
         records,
         settings={
             "video": Path(video).name,
@@ -252,6 +256,7 @@ def verify(
         encoder=pipeline.parts.judge.encoder,
         times=[float(time - times[0]) for time in times] if len(times) == frames else None,
     )
+    return report if watch is None else explained(report, watch)
 
 
 def _watching(
@@ -294,14 +299,17 @@ def _measure(
     info: VideoInfo,
     times: list[Fraction],
     progress: Progress | None,
+    watch: Watch | None = None,
 ) -> Iterator[ChunkRecords]:
-    """Measure the clip chunk by chunk; ``times`` gathers when each frame is shown."""
+    """Measure the clip chunk by chunk; ``times`` gathers when each frame is shown, ``watch`` what differs."""
     judge, before, total = pipeline.parts.judge, None, info.frames
     held = BYTES_PER_READ // (12 * info.width * info.height)
     for chunk in ahead(read_chunks(video, max(1, min(FRAMES_PER_READ, held)), raw=True)):
         times.extend(chunk.times)
         rows = tuple(judge.measure(chunk.frames, cast, start=chunk.start, before=before))
         before = chunk.frames[-1]
+        if watch:
+            watch.see(chunk.frames, rows, start=chunk.start)
         faces = judge.thumbnails(chunk.frames, rows, start=chunk.start)
         yield ChunkRecords(chunk.start, len(chunk), rows, thumbnails=faces)
         if progress:

@@ -28,7 +28,7 @@ LEVELS = [
         "tuning",
     },
     {"video"},
-    {"faces", "perception", "identity", "ledger"},
+    {"faces", "perception", "identity", "ledger", "explain"},
     {"closed_loop", "share_search", "restore_loop", "portrait", "blueprint", "alignment", "restoration"},
     {"guidance"},
     {"recipe", "job", "report"},

@@ -80,6 +80,7 @@ Example:
 
 \b
   facelock verify maria.mp4 --face samples/faces/maria.png
+  facelock verify maria.mp4 --face maria.face --explain
   facelock verify film.mp4 --face photo.jpg --faces opencv:yunet+sface"""
 
 BENCH_EXAMPLES = """\
@@ -194,6 +195,10 @@ def verify(
     faces: FacesSpec = None,
     judge: JudgeSpec = None,
     face_index: FaceIndex = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Say which part of the face differs most; the bundled judge only."),
+    ] = False,
     commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -223,6 +228,7 @@ def verify(
             faces=face_index or (),
             packs=faces,
             judge=judge,
+            explain=explain,
             commercial=commercial,
             progress=display.step,
         )
@@ -241,6 +247,7 @@ BENCHMARKS = {
     "stages": "Each stage's cost against the plain tools', long clips, overlap, and every speed choice.",
     "gpu": "Production-size models with random weights at true shapes, for --seconds at most; tiny ones without a GPU.",
     "across": "How alike true renders of one person are within a clip and across clips.",
+    "explain": "One part of a face changed: whether verify --explain names it.",
     "pairs": "Two people in one shot: wrong-person frames and margins.",
     "cluster": "Two Ray workers with a core each against one; needs the extra cluster.",
     "film": "What a storyboard of equal shots costs beyond its shots.",

@@ -76,7 +76,9 @@ def tell(report: Report, output: Path, *, as_json: bool, quiet: bool) -> None:
             character.pop("portrait")
         print(json.dumps({"output": str(output), "misses": report.misses(report.target), **summary}))
     elif not quiet:
-        print(f"{output}: {report.verdict}")
+        from facelock.report.explained import lines
+
+        print("\n".join([f"{output}: {report.verdict}", *lines(report)]))
 
 
 def require(report: Report, target: float) -> None:

@@ -66,6 +66,7 @@ class CrateEncoder:
         out by construction that a row's bits depend on its place in a batch.
         """
         self._net = _network(Path(path)).to(device)
+        self.folder = Path(path)
         self.id = encoder_id(name, Path(path) / "model.safetensors")
         self.thresholds = thresholds
         self._device = torch.device(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -461,6 +462,9 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("parts", nargs="*", choices=[[], *ORDER], default=[])
     commands.add_parser("cards", help="measure the exported models and write their model cards")
     commands.add_parser("evaluate", help="held-out figures of the recognisers")
+    commands.add_parser("parts", help="measure which parts of a face the judge sees: for verify --explain")
+    p = commands.add_parser("crate", help="what the judge's layers do and look at: a table and a picture")
+    p.add_argument("picture", type=Path, nargs="?", default=Path("docs/judge.png"))
     p = commands.add_parser("samples", help="render the sample faces")
     p.add_argument("folder", type=Path, nargs="?", default=Path("samples/faces"))
     args = parser.parse_args(argv)
@@ -486,5 +490,13 @@ def main(argv: list[str] | None = None) -> None:
         from facelock.miniature import samples
 
         samples.write(args.folder)
+    elif args.command == "parts":
+        from facelock.miniature import parts_of_face
+
+        parts_of_face.write(asset_dir("models"))
+    elif args.command == "crate":
+        from facelock.miniature import inside_crate
+
+        sys.stdout.write(inside_crate.write(args.picture))
     else:
         evaluate(shop)

@@ -34,7 +34,8 @@ BRIDGE_SECONDS = 0.5
 COPY_PASTE = 1.05
 """Fraction of the ceiling above which a face is pasted rather than alike."""
 
-_READABLE = frozenset({Status.VERIFIED, Status.WEAK, Status.WRONG})
+READABLE = frozenset({Status.VERIFIED, Status.WEAK, Status.WRONG})
+"""Statuses of a face that could be judged."""
 _SCALARS = ("yaw", "pitch", "roll", "face_height", "sharpness", "mouth", "eyes", "residual")
 
 
@@ -85,7 +86,7 @@ class Series:
         Raises FaceLockError when a frame has no row or two, since no row may ever be dropped.
         """
         ordered = _one_row_per_frame(rows, frames, start)
-        readable = np.array([row.status in _READABLE for row in ordered], dtype=bool)
+        readable = np.array([row.status in READABLE for row in ordered], dtype=bool)
         similarity = _column([row.similarity for row in ordered])
         return cls(
             similarity=np.where(readable, similarity, np.nan),

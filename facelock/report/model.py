@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from facelock.bootstrap import Figure
 from facelock.report.comparison import Flicker, Honesty, Stillness
 from facelock.report.figures import ClipFigures
+from facelock.report.spans import Span
 from facelock.report.verdict import Outcome
 from facelock.types import Status, Unreadable
 
@@ -122,6 +123,30 @@ class JudgeInfo(Figure):
         return seen and row.similarity is not None and row.similarity >= self.far_1e3
 
 
+class Part(Figure):
+    """One part of a face, beside the reference."""
+
+    part: str
+    """head (skull, jaw, chin, cheeks, ears), eyes, brows, nose, mouth, skin or marks (freckles, mole)."""
+    sigma: float
+    """How surely it differs, ≥ 0: √(2 × log likelihood ratio) of "it differs" against "it does not"."""
+
+
+class Shown(Span):
+    """Which parts of a face differ in a stretch of the clip, by the mean of its readable frames."""
+
+    whole: bool
+    """True for the whole clip; false for a stretch of half a second or more in which it is not verified, and for the
+    clip's last quarter where no such stretch reaches into it."""
+    frames: int
+    """Readable frames."""
+    limit: float
+    """Sigma that the strongest part of an unchanged face reaches in one of 100 clips of so many frames, at most 12:
+    what lies below it is noise."""
+    parts: tuple[Part, ...]
+    """All of them, the most surely different first; each says what those before it do not explain."""
+
+
 class Character(Figure):
     """One expected character: who it is and all its figures."""
 
@@ -141,6 +166,9 @@ class Character(Figure):
     stillness: Stillness
     flicker: Flicker
     honesty: Honesty
+    differs: tuple[Shown, ...] = ()
+    """What differs from the reference in the whole clip, in each weak span and at the end; empty unless it was asked
+    for (``facelock verify --explain``)."""
 
 
 class SheetFrame(Figure):

@@ -10,6 +10,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from facelock.bootstrap import Estimate
+from facelock.report.explained import said, where
 from facelock.report.figures import ClipFigures, PerThreshold
 from facelock.report.model import Character, LedgerEntry, Report, SheetFrame, Step
 from facelock.report.plot import similarity_plot
@@ -35,7 +36,7 @@ HEADLINE = {
 def render_page(report: Report) -> str:
     """The page of a report. Everything that a user wrote (prompt, names, settings) is escaped."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(clock=clock, number=number, share=share)
+    environment.filters.update(clock=clock, number=number, share=share, where=where, said=said)
     template = environment.from_string(
         files("facelock").joinpath("templates", "report.html.j2").read_text(encoding="utf-8")
     )
