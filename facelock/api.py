@@ -114,6 +114,7 @@ def lock(
     who: Literal["auto", "alike"] = "auto",
     replace: Any | Sequence[Any] | None = None,
     faces: Sequence[int | None] = (),
+    vram: int | None = None,
     commercial: bool = False,
     progress: Progress | None = None,
 ) -> Footage:
@@ -125,8 +126,9 @@ def lock(
     Whose face becomes the character's: the person who resembles the reference; with ``who="auto"`` else the only one
     there is (as many as there are characters, left to right); or the one whom the picture ``replace`` shows (one per
     character). Other people's faces keep every pixel. ``restore=False`` leaves the restoration out, ``faces`` says
-    which face of a picture with several, ``target`` is the share in [0, 1] of frames that should match;
-    ``commercial`` refuses weights whose licence does not allow commercial use.
+    which face of a picture with several, ``target`` is the share in [0, 1] of frames that should match; ``vram`` plans
+    for so many GiB of GPU memory (8, 12, 16, 24, 48 or 80). ``commercial`` refuses weights whose licence does not
+    allow commercial use.
 
     Raises ``InputError`` for a video or picture that cannot be used, ``ConfigError``, ``ModelError``, ``DeviceError``.
     """
@@ -138,8 +140,9 @@ def lock(
         raise ConfigError(f"who is {who!r}. Give 'auto' or 'alike'.")
     identity = read_faces(identity)
     packs, judge = _recognisers(packs, judge, identity)
+    chosen = tuned(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), vram=vram)
     parts = open_parts(
-        recipe, device, aligner=aligner, packs=packs, judge=judge, restore=restore, commercial=commercial
+        chosen, device, aligner=aligner, packs=packs, judge=judge, restore=restore, commercial=commercial
     )
     cast = parts.reader.identities(identity, faces)
     shown = parts.reader.identities(replace) if replace is not None else ()

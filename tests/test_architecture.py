@@ -32,7 +32,7 @@ LEVELS = [
     {"closed_loop", "share_search", "restore_loop", "portrait", "blueprint", "alignment", "restoration"},
     {"guidance"},
     {"recipe", "job", "report"},
-    {"journal", "parts", "steps", "output", "assembly"},
+    {"journal", "parts", "steps", "output", "preflight", "assembly"},
     {"pipeline", "overlap", "making", "clip", "footage"},
     {"storyboard", "storyboards"},
     {"doctor"},

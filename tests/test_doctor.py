@@ -497,3 +497,67 @@ def test_this_machine():
     assert found["machine"]["encoders"][0] == {"name": "libx264", "ok": True, "reason": ""}
     assert found["machine"]["ffmpeg_version"]
     assert found["machine"]["packages"]["torch"] and "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------------- one recipe, by name or by path
+
+
+@pytest.fixture
+def asked_for(monkeypatch, capsys, tmp_path):
+    """Run ``facelock doctor --recipe`` on a machine in order, for a recipe of one's own with other lines."""
+    text = (Path(__file__).resolve().parents[1] / "pipelines" / "default.toml").read_text()
+    path = tmp_path / "my.toml"
+
+    def run(*changes: tuple[str, str], name: str = "", machine: Machine = PLAIN):
+        own = text
+        for before, after in changes:
+            assert before in own
+            own = own.replace(before, after)
+        path.write_text(own)
+        monkeypatch.setattr(doctor, "examine", lambda: machine)
+        monkeypatch.setattr(
+            doctor, "recipes", lambda names=None: needs_of(names) if names else (SMALL, LARGE)
+        )
+        with pytest.raises(SystemExit) as left:
+            cli.main(["doctor", "--recipe", name or str(path)])
+        return left.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_what_a_recipe_of_one_s_own_lacks_is_told_with_its_commands(asked_for, tmp_path, monkeypatch):
+    monkeypatch.setenv("FACELOCK_HOME", str(tmp_path / "empty"))
+    code, out, err = asked_for(
+        ("window = 17", "window = 18"),
+        ('"miniature/upscaler"', '"miniature/upscalr"'),
+        ('encoder = "miniature/judge"', 'encoder = "opencv/sface"'),
+    )
+    own = tmp_path / "my.toml"
+    assert code == 3
+    told = out[out.index(f"The recipe {own} does not run here:") :]
+    assert "  The blueprint cannot work with window = 18. Give n * 4 + 1 frames in the recipe.\n" in told
+    assert "  no model is called 'miniature/upscalr'. Known ones near it: miniature/upscaler" in told
+    assert f"  opencv/sface is missing.\n    facelock models pull --recipe {own}\n" in told
+    assert "No problems found." not in out and err.count("facelock: error:") == 1
+    assert f"The recipe {own} does not run here: opencv/sface is missing, " in err
+
+
+def test_a_recipe_of_one_s_own_that_runs(asked_for):
+    code, out, err = asked_for()
+    assert (code, err) == (0, "") and out.rstrip().endswith("No problems found.")
+
+
+def test_a_recipe_that_cannot_be_read_is_a_sentence_and_not_no_problems(asked_for):
+    for name, words in (
+        ("nowhere.toml", "nowhere.toml: there is no such recipe file."),
+        ("skyrels-v2-1.3b", "No recipe is called 'skyrels-v2-1.3b', did you mean 'skyreels-v2-1.3b'? Give"),
+    ):
+        code, out, err = asked_for(name=name)
+        assert code == 2 and words in err and "No problems found." not in out
+    code, out, err = asked_for(("crf = 16", "crf = 99"))
+    assert code == 2 and "encode.crf: " in err and "Correct the recipe." in err and "No problems" not in out
+
+
+def test_a_small_machine_is_said_of_a_recipe_of_one_s_own(asked_for):
+    code, out, err = asked_for(machine=replace(PLAIN, encoders=(replace(X264, ok=False), NO_NVENC)))
+    assert code == 3 and "no encoder for H.264 works" in out and "Give the commands under 'Problems'" in err

@@ -16,7 +16,7 @@ from facelock.errors import ConfigError, DeviceError, EnvironmentFailure, ModelE
 from facelock.geometry import FFHQ512, similarity_from_landmarks
 from facelock.restoration import restorer_class, upscaler_class
 from facelock.restoration.compact_upscaler import CompactUpscaler
-from facelock.restoration.spandrel_net import torchvision_command
+from facelock.restoration.extra import torchvision_command
 from facelock.restoration.spandrel_restorer import SpandrelRestorer
 from facelock.restoration.spandrel_upscaler import SpandrelUpscaler
 

@@ -22,6 +22,7 @@ from facelock.cli.options import (
     RecipeName,
     Restart,
     Target,
+    Vram,
     require,
     tell,
 )
@@ -63,6 +64,7 @@ def lock(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing OUT.mp4.")] = False,
     restart: Restart = False,
     face_index: FaceIndex = None,
+    vram: Vram = None,
     commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -75,11 +77,11 @@ def lock(
     """
     from facelock.job import check_share
     from facelock.journal import claim
-    from facelock.recipe import load_recipe
+    from facelock.recipe import load_recipe, tuned
     from facelock.video.reading import probe
 
     check_share(target)
-    chosen = load_recipe(recipe)
+    chosen = tuned(load_recipe(recipe), vram=vram)
     with ExitStack() as stack:
         display = stack.enter_context(running(quiet, debug, RESUME_HINT))
         probe(video)  # refused at once, before an output is claimed or a model is loaded

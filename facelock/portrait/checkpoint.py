@@ -6,8 +6,6 @@ complete, of the right shapes, and finite. There is no safety checker and no CLI
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,30 +30,37 @@ from transformers.utils import logging as transformers_logging
 
 from facelock.errors import ConfigError, ModelError, first_line
 from facelock.portrait.adapter import State, check_fit, merge_lora, without_lora
+from facelock.portrait.fits import REMEDY, is_large, misfits
 
 SAMPLERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "lcm": LCMScheduler}
 """Name in a recipe → class. LCM needs a UNet distilled for it; its steps draw noise, the same for every face."""
-KIND = re.compile(r"StableDiffusion(XL)?(Img2Img|Inpaint)?Pipeline")
-"""Class names in ``model_index.json`` that say which family a folder is of."""
-REMEDY = "Fetch the checkpoint again."
 
 
 def load_pipeline(
-    folder: Path, adapter: State, *, where: str, inpaint: bool, sampler: str, dtype: torch.dtype
+    folder: Path,
+    adapter: State,
+    *,
+    where: str,
+    mask: str | None,
+    sampler: str,
+    dtype: torch.dtype,
+    size: int | None = None,
 ) -> Any:
     """The diffusers pipeline of ``folder`` with the FaceID ``adapter`` of the file ``where``, on the CPU.
 
     UNet and text encoders in ``dtype``; the autoencoder in float32, or in float16 where it is asked for and the
-    checkpoint's allows it. With ``inpaint`` only a mask is denoised. Raises ``ModelError`` for a folder or adapter
-    that is missing, incomplete, damaged or of another kind, ``ConfigError`` for sampler and mask that cannot be.
+    checkpoint's allows it. With a ``mask`` only that is denoised; ``size`` is the crop's side. Raises ``ModelError``
+    for a folder or adapter that is missing, incomplete, damaged or of another kind, ``ConfigError`` for sampler, mask
+    and size that cannot be.
     """
     if sampler not in SAMPLERS:
         raise ConfigError(f"No sampler is called {sampler!r}. Give one of {', '.join(SAMPLERS)}.")
-    large = _is_large(folder)
+    large = is_large(folder)
     parts = _parts(folder, large, sampler, dtype)
-    _check_channels(folder, parts["unet"], inpaint)
+    for error in misfits(folder, parts["unet"].config, parts["vae"].config, mask=mask, size=size):
+        raise error
     check_fit(where, adapter, parts["unet"])
-    pipeline = _pipeline_class(large, inpaint)(**parts)
+    pipeline = _pipeline_class(large, mask is not None)(**parts)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vae.enable_slicing()  # row by row: one crop fills a GPU, and a batch of them its memory
     try:
@@ -67,23 +72,6 @@ def load_pipeline(
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
         raise ModelError(f"{where}: does not fit the UNet ({first_line(error)}). Fetch it again.") from error
     return pipeline
-
-
-def _is_large(folder: Path) -> bool:
-    """Whether the folder is of SDXL's family; refused when of neither."""
-    path = folder / "model_index.json"
-    if not path.is_file():
-        found = "is not a folder" if not folder.is_dir() else "has no model_index.json"
-        raise ModelError(f"{folder} {found}, so it holds no image diffusion. Check the recipe's lock.model.")
-    try:
-        kind = str(json.loads(path.read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged ({first_line(error)}). {REMEDY}") from error
-    if not (match := KIND.fullmatch(kind)):
-        raise ModelError(
-            f"{folder} holds a {kind[:80]}, not Stable Diffusion 1.5 or XL. Check the recipe's lock.model."
-        )
-    return match[1] is not None
 
 
 def _parts(folder: Path, large: bool, sampler: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -125,18 +113,6 @@ def _pipeline_class(large: bool, inpaint: bool) -> Any:
     else:
         plain = StableDiffusionInpaintPipeline if inpaint else StableDiffusionImg2ImgPipeline
     return type(f"PerFace{plain.__name__}", (_PerFace, plain), {})
-
-
-def _check_channels(folder: Path, unet: Any, inpaint: bool) -> None:
-    channels = int(unet.config.in_channels)
-    if channels not in (4, 9):
-        raise ModelError(
-            f"{folder}: its UNet takes {channels} channels, not 4 or 9. Give another checkpoint."
-        )
-    if channels == 9 and not inpaint:
-        raise ConfigError(
-            f'{folder} is made for inpainting. Give mask = "face" in the recipe\'s lock.faceid.'
-        )
 
 
 def _load(folder: Path, name: str, load: Callable[..., Any], **options: Any) -> Any:

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facelock.errors import FaceLockError
 from facelock.portrait import PortraitDiffusion, PortraitSettings
 from facelock.types import CropSpec
 
@@ -59,18 +58,4 @@ class FaceIDRestorer:
         A face whose diffusion is not finite, in float32 neither, comes back as NaN and stands for "not restored".
         Raises ``DeviceError`` when the memory does not suffice.
         """
-        try:
-            return self.core.repaint(crops, identity, self.strength)
-        except FaceLockError as error:
-            if type(error) is not FaceLockError:  # out of memory, say: nothing of one face
-                raise
-        rows = [self._alone(crops[i : i + 1], identity[i : i + 1]) for i in range(len(crops))]
-        return torch.cat(rows)
-
-    def _alone(self, crop: Tensor, identity: Tensor) -> Tensor:
-        try:
-            return self.core.repaint(crop, identity, self.strength)
-        except FaceLockError as error:
-            if type(error) is not FaceLockError:
-                raise
-            return torch.full_like(crop, torch.nan)
+        return self.core.repaint(crops, identity, self.strength)
