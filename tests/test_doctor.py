@@ -15,9 +15,10 @@ from facelock import cli, doctor
 from facelock.doctor import Machine, RecipeNeeds, Running, WeightState, diagnose, machine, needs, probes
 from facelock.doctor import recipes as needs_of
 from facelock.doctor.checks import findings
-from facelock.doctor.machine import Gpu, encoder, parse_driver
+from facelock.doctor.machine import Gpu, parse_driver
 from facelock.doctor.needs import weight_state
 from facelock.errors import ConfigError
+from facelock.video.encoders import why_not
 from facelock.weights import catalog
 from facelock.weights.receipt import Kept, Receipt, write_receipt
 
@@ -203,7 +204,7 @@ def test_a_torchvision_of_another_torch():
     assert "operator torchvision::nms does not exist" in what
     assert mend == (
         "pip uninstall -y torchvision",
-        "pip install --no-deps torchvision --index-url https://download.pytorch.org/whl/cpu",
+        "pip install --upgrade --no-deps 'torchvision==0.28.*' --index-url https://download.pytorch.org/whl/cpu",
     )
     assert problems(replace(BIG, torchvision=wrong))[0][1][1].endswith("/cu130")
     older = replace(BIG, torch_cuda="12.8", onnxruntime_cuda="12.8", torchvision=wrong)
@@ -380,12 +381,12 @@ def test_an_encoder_is_tried_not_looked_up():
     def run(code: int, words: str):
         return lambda *_, **__: SimpleNamespace(returncode=code, stderr=words)
 
-    assert encoder("ffmpeg", "libx264", run=run(0, "")) == Running("libx264", True)
-    assert encoder("ffmpeg", "h264_nvenc", run=run(255, "\n[x] Cannot load libcuda.so.1\nmore")) == Running(
-        "h264_nvenc", False, "[x] Cannot load libcuda.so.1"
+    assert why_not("ffmpeg", "x264", run=run(0, "")) == ""
+    assert why_not("ffmpeg", "nvenc", run=run(255, "\n[x] Cannot load libcuda.so.1\nmore")) == (
+        "[x] Cannot load libcuda.so.1"
     )
-    assert encoder("ffmpeg", "libx264", run=run(8, "")).reason == "ffmpeg ends with code 8"
-    assert "No such file" in encoder("/no/such/ffmpeg", "libx264").reason
+    assert why_not("ffmpeg", "x264", run=run(8, "")) == "ffmpeg ends with code 8"
+    assert "No such file" in why_not("/no/such/ffmpeg", "x264")
 
 
 def test_a_probe_that_dies_says_how(monkeypatch):

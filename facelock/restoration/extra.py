@@ -8,6 +8,7 @@ from contextlib import suppress
 from facelock.errors import EnvironmentFailure
 from facelock.tuning.packages import is_installed
 
+TORCH_INDEX = "https://download.pytorch.org/whl"
 EXTRA = "pip install 'facelock-video[sr]'"
 SPANDREL = frozenset({"spandrel_upscaler", "spandrel_restorer"})
 """Kinds that need it."""
@@ -18,16 +19,16 @@ TORCHVISION_OF_TORCH_2 = 15
 def torchvision_command(version: str | None = None, build: str | None = None) -> str:
     """The pip command that installs the torchvision of torch ``version`` (the installed one's), from torch's own index.
 
-    ``2.13.0+cpu`` gives ``pip install --upgrade 'torchvision==0.28.*' --index-url
+    ``2.13.0+cpu`` gives ``pip install --upgrade --no-deps 'torchvision==0.28.*' --index-url
     https://download.pytorch.org/whl/cpu``. ``build`` (``cu130``) is that of a torch whose version does not name it.
     """
-    number, _, named = (version or _torch_version()).partition("+")
+    number, _, named = (_torch_version() if version is None else version).partition("+")
     wanted, numbers = "torchvision", number.split(".")
     with suppress(ValueError, IndexError):
         if int(numbers[0]) == 2:
             wanted = f"'torchvision==0.{int(numbers[1]) + TORCHVISION_OF_TORCH_2}.*'"
-    index = f" --index-url https://download.pytorch.org/whl/{named or build}" if named or build else ""
-    return f"pip install --upgrade {wanted}{index}"
+    index = f" --index-url {TORCH_INDEX}/{named or build}" if named or build else ""
+    return f"pip install --upgrade --no-deps {wanted}{index}"
 
 
 def _torch_version() -> str:
