@@ -29,12 +29,13 @@ from facelock.identity.enrol import create_identity as enrol
 from facelock.identity.findings import Enrolment, check_name
 from facelock.identity.storage import is_face_file, read_faces, save_identity, stored_identity
 from facelock.job import Job
+from facelock.lanes import ahead
 from facelock.perception import MINIATURE, open_perception
 from facelock.pipeline import Pipeline, checked_job
 from facelock.protocols import Progress
 from facelock.recipe import Recipe, load_recipe, tuned
 from facelock.report import Report, build_report
-from facelock.runtime import ahead, resolve_device
+from facelock.runtime import resolve_device
 from facelock.types import ChunkRecords, Consent, Identity
 from facelock.video.writing import VideoInfo, probe, read_chunks
 

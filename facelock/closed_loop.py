@@ -22,8 +22,9 @@ from torch.nn import functional
 
 from facelock.geometry import paste_crops, paste_onto, similarity_from_landmarks, soft_mask, warp_crops
 from facelock.identity import embedding_of
+from facelock.lanes import side_by_side
 from facelock.protocols import Aligner, FacePack
-from facelock.runtime import BUSY_BATCH, side_by_side
+from facelock.runtime import BUSY_BATCH
 from facelock.types import AlignRecord, CropSpec, Faces, Identity
 
 logger = logging.getLogger(__name__)

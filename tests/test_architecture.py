@@ -20,6 +20,7 @@ LEVELS = [
         "bound",
         "precision",
         "runtime",
+        "lanes",
         "geometry",
         "images",
         "appearance",

@@ -17,19 +17,19 @@ read into the CPU's memory first and then put where they run, by a memory plan (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from facelock.blueprint.fits import PIPELINES, REMEDY, Asked, Config, misfits, read_configs, read_index
-from facelock.errors import DeviceError, ModelError, first_line
+from facelock.errors import ModelError
+from facelock.weights import pretrained
+from facelock.weights.pretrained import load_network, load_part
 
 Place = Callable[[Mapping[str, torch.nn.Module]], None]
 """Puts the networks, by name, where they run: on one device, or in and out of it as a memory plan says."""
@@ -106,12 +106,17 @@ def load_checkpoint(
         if not (name in layout.optional and _left_out(index, name))
     }
     with device_errors(str(device)):
-        others = {name: _part(folder, name, kind) for name, kind in layout.others.items()}
+        others = {
+            name: load_part(folder, name, kind.from_pretrained, REMEDY)
+            for name, kind in layout.others.items()
+        }
         networks = {
-            name: _network(folder, name, network, torch.float32 if name in layout.float32 else dtype)
+            name: load_network(
+                folder, name, network, torch.float32 if name in layout.float32 else dtype, REMEDY
+            )
             for name, network in wanted.items()
         }
-        schedule = _part(folder, "scheduler", scheduler)
+        schedule = load_part(folder, "scheduler", scheduler.from_pretrained, REMEDY)
         (place or all_on(device))(networks)
     return Checkpoint(networks, others, schedule, index)
 
@@ -126,22 +131,9 @@ def all_on(device: str | torch.device) -> Place:
     return place
 
 
-@contextmanager
-def device_errors(device: str) -> Iterator[None]:
-    """Turn what a device says when it is absent, full or lost into :class:`DeviceError`."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise DeviceError(
-            f"The blueprint ran out of memory on {device}. Choose a smaller window, size or model."
-        ) from error
-    except (RuntimeError, AssertionError) as error:
-        text = str(error)
-        if "allocate memory" in text or "CUDA" in text or "NVIDIA" in text:
-            raise DeviceError(
-                f"The blueprint cannot use {device} ({first_line(error)}). Check it, or give --device cpu."
-            ) from error
-        raise
+def device_errors(device: str | torch.device) -> AbstractContextManager[None]:
+    """Turn what a device says when it is absent, full or lost into ``DeviceError``."""
+    return pretrained.device_errors(device, "The blueprint", "Choose a smaller window, size or model.")
 
 
 def _scheduler_class(index: Mapping[str, Any], layout: Layout, folder: Path) -> Any:
@@ -162,43 +154,3 @@ def _class_name(index: Mapping[str, Any], part: str, folder: Path) -> str:
         return str(index[part][1])
     except (KeyError, IndexError, TypeError) as error:
         raise ModelError(f"{folder}/model_index.json names no {part}. {REMEDY}") from error
-
-
-def _part(folder: Path, name: str, kind: Any, **options: Any) -> Any:
-    """Call a ``from_pretrained`` quietly, whatever goes wrong with the files becoming a ModelError."""
-    path = folder / name
-    if not path.is_dir():
-        raise ModelError(f"{folder} lacks its {name}/ folder. {REMEDY}")
-    try:
-        with _no_progress_bar():
-            return kind.from_pretrained(path, local_files_only=True, **options)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
-        raise ModelError(f"{path} cannot be loaded ({first_line(error)}). {REMEDY}") from error
-
-
-def _network(folder: Path, name: str, network: Any, dtype: torch.dtype) -> torch.nn.Module:
-    model, info = _part(
-        folder, name, network, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
-    )
-    wanting = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ()]
-    if wanting:
-        raise ModelError(f"{folder / name} lacks {len(wanting)} weights, {wanting[0]} first. {REMEDY}")
-    for key, weight in model.named_parameters():
-        if not torch.isfinite(weight.detach().sum(dtype=torch.float32)):
-            raise ModelError(f"{folder / name}: {key} holds values that are not finite. {REMEDY}")
-    loaded: torch.nn.Module = model.eval().requires_grad_(False)
-    return loaded
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Silence the bar that transformers draws while it loads."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

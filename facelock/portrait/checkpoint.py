@@ -6,8 +6,6 @@ complete, of the right shapes, and finite. There is no safety checker and no CLI
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +21,12 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     UNet2DConditionModel,
 )
-from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from facelock.errors import ConfigError, ModelError, first_line
 from facelock.portrait.adapter import State, check_fit, merge_lora, without_lora
 from facelock.portrait.fits import REMEDY, is_large, misfits
+from facelock.weights.pretrained import load_network, load_part, quiet
 
 SAMPLERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "lcm": LCMScheduler}
 """Name in a recipe → class. LCM needs a UNet distilled for it; its steps draw noise, the same for every face."""
@@ -77,19 +73,21 @@ def load_pipeline(
 def _parts(folder: Path, large: bool, sampler: str, dtype: torch.dtype) -> dict[str, Any]:
     """Constructor arguments of the pipeline."""
     parts: dict[str, Any] = {
-        "tokenizer": _load(folder, "tokenizer", CLIPTokenizer.from_pretrained),
-        "text_encoder": _network(folder, "text_encoder", CLIPTextModel, dtype),
-        "unet": _network(folder, "unet", UNet2DConditionModel, dtype),
-        "vae": _network(folder, "vae", AutoencoderKL, torch.float32),
-        "scheduler": SAMPLERS[sampler].from_config(_load(folder, "scheduler", DDIMScheduler.load_config)),
+        "tokenizer": load_part(folder, "tokenizer", CLIPTokenizer.from_pretrained, REMEDY),
+        "text_encoder": load_network(folder, "text_encoder", CLIPTextModel, dtype, REMEDY),
+        "unet": load_network(folder, "unet", UNet2DConditionModel, dtype, REMEDY),
+        "vae": load_network(folder, "vae", AutoencoderKL, torch.float32, REMEDY),
+        "scheduler": SAMPLERS[sampler].from_config(
+            load_part(folder, "scheduler", DDIMScheduler.load_config, REMEDY)
+        ),
     }
     if dtype == torch.float16 and not parts["vae"].config.force_upcast:
         parts["vae"].to(dtype)
     if not large:
         return parts | {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return parts | {
-        "tokenizer_2": _load(folder, "tokenizer_2", CLIPTokenizer.from_pretrained),
-        "text_encoder_2": _network(folder, "text_encoder_2", CLIPTextModelWithProjection, dtype),
+        "tokenizer_2": load_part(folder, "tokenizer_2", CLIPTokenizer.from_pretrained, REMEDY),
+        "text_encoder_2": load_network(folder, "text_encoder_2", CLIPTextModelWithProjection, dtype, REMEDY),
         "add_watermarker": False,
     }
 
@@ -113,54 +111,3 @@ def _pipeline_class(large: bool, inpaint: bool) -> Any:
     else:
         plain = StableDiffusionInpaintPipeline if inpaint else StableDiffusionImg2ImgPipeline
     return type(f"PerFace{plain.__name__}", (_PerFace, plain), {})
-
-
-def _load(folder: Path, name: str, load: Callable[..., Any], **options: Any) -> Any:
-    """Call a ``from_pretrained`` quietly, whatever goes wrong with the files becoming a ModelError."""
-    path = folder / name
-    if not path.is_dir():
-        raise ModelError(f"{folder} lacks its {name}/ folder. {REMEDY}")
-    try:
-        with quiet():
-            return load(path, local_files_only=True, **options)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
-        raise ModelError(f"{path} cannot be loaded ({first_line(error)}). {REMEDY}") from error
-
-
-def _network(folder: Path, name: str, network: Any, dtype: torch.dtype) -> Any:
-    options = {"use_safetensors": True, "torch_dtype": dtype, "output_loading_info": True}
-    if variant := _variant(folder / name):
-        options["variant"] = variant
-    model, info = _load(folder, name, network.from_pretrained, **options)
-    wanting = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ()]
-    if wanting:
-        raise ModelError(f"{folder / name} lacks {len(wanting)} weights, {wanting[0]} first. {REMEDY}")
-    for key, weight in model.named_parameters():
-        if not torch.isfinite(weight.detach().sum(dtype=torch.float32)):
-            raise ModelError(f"{folder / name}: {key} holds values that are not finite. {REMEDY}")
-    return model.eval().requires_grad_(False)
-
-
-def _variant(folder: Path) -> str | None:
-    """``fp16`` where the folder holds nothing else: the hub offers checkpoints that way."""
-    names = [file.name for file in folder.glob("*.safetensors")]
-    return "fp16" if names and all(".fp16." in name for name in names) else None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence remarks and progress bars of diffusers and transformers for a while."""
-    before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    shown = transformers_logging.is_progress_bar_enabled()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(before[0])
-        transformers_logging.set_verbosity(before[1])
-        if shown:
-            transformers_logging.enable_progress_bar()

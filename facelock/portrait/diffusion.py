@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ from torch import Tensor
 from facelock.errors import ConfigError, DeviceError
 from facelock.geometry import wide_crop
 from facelock.portrait.adapter import dimension, read_adapter, require_encoder
-from facelock.portrait.checkpoint import load_pipeline, quiet
+from facelock.portrait.checkpoint import load_pipeline
 from facelock.portrait.fits import crop_side
 from facelock.precision import in_float32, resolve_dtype
 from facelock.types import CropSpec
+from facelock.weights import pretrained
+from facelock.weights.pretrained import OutOfMemoryError, quiet
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +156,7 @@ class PortraitDiffusion:
             try:
                 with device_errors(self.device):
                     return self._all(crops, identity, strength, steps)
-            except _OutOfMemoryError as error:
+            except OutOfMemoryError as error:
                 if self._halved or self.batch == 1:
                     raise DeviceError(
                         f"The portrait diffusion ran out of memory on {self.device} with {self.batch} faces of "
@@ -319,30 +321,11 @@ class PortraitDiffusion:
             )
 
 
-class _OutOfMemoryError(DeviceError):
-    """The device has no room for a batch."""
-
-
-_FULL = "The portrait diffusion ran out of memory on {}. Give a smaller checkpoint or precision."
-
-
-@contextmanager
-def device_errors(device: torch.device) -> Iterator[None]:
+def device_errors(device: torch.device) -> AbstractContextManager[None]:
     """Turn what a device says when it is full, absent or lost into errors of ours."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _OutOfMemoryError(_FULL.format(device)) from error
-    except (RuntimeError, AssertionError) as error:
-        text = str(error)
-        if "allocate memory" in text:
-            raise _OutOfMemoryError(_FULL.format(device)) from error
-        if "CUDA" in text or "NVIDIA" in text:
-            line = text.strip().splitlines()[0][:200].rstrip(". ")
-            raise DeviceError(
-                f"The portrait diffusion cannot use {device} ({line}). Check it, or give --device cpu."
-            ) from error
-        raise
+    return pretrained.device_errors(
+        device, "The portrait diffusion", "Give a smaller checkpoint or precision."
+    )
 
 
 def face_mask(crop: CropSpec) -> Tensor:
