@@ -122,10 +122,8 @@ def _blueprint(recipe: Recipe, paths: Paths) -> Found:
         low.steps,
         low.context_noise,
         low.flow_shift,
-        regions=low.regions,
-        region_width=low.region_width,
         guided=recipe.guidance is not None,
-        options=low.options,
+        options={**low.options, "regions": low.regions, "region_width": low.region_width},
     )
     yield from fits.misfits(low.kind, str(folder), configs, asked)
     if "guidance.decoder" in paths:

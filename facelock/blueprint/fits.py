@@ -59,12 +59,10 @@ class Asked:
     steps: int = 1
     context_noise: float = 0.0
     flow_shift: float | None = None
-    regions: int = 1
-    region_width: int | None = None
     guided: bool = False
     """Whether there is identity guidance."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """The kind's own (:mod:`facelock.blueprint.options`)."""
+    """The kind's own (:mod:`facelock.blueprint.options`); of SkyReels-V2 ``regions`` and ``region_width``."""
 
 
 def refused(found: str, allowed: str) -> ConfigError:
@@ -227,10 +225,11 @@ def region_starts(count: int, width: int, window: int) -> tuple[int, ...]:
 
 
 def _skyreels_regions(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
-    width = asked.size[1] if asked.regions == 1 else asked.region_width or asked.size[0]
+    count = asked.options.get("regions", 1)
+    width = asked.size[1] if count == 1 else asked.options.get("region_width") or asked.size[0]
     _, space = wan_scales(configs["vae"])
     try:
-        region_starts(asked.regions, asked.size[1] // space, width // space)
+        region_starts(count, asked.size[1] // space, width // space)
     except ConfigError as error:
         yield error
 

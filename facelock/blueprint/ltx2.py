@@ -46,7 +46,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Gemma3ForConditionalGeneration
 
-from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
+from facelock.blueprint.checkpoint import Checkpoint, Layout, Place, device_errors, load_checkpoint
 from facelock.blueprint.common import check_context, clean_text, decoded
 from facelock.blueprint.fits import Asked
 from facelock.blueprint.published import sampler, watched
@@ -143,11 +143,11 @@ class LTX2:
         self.negative_prompt, self.context_noise = negative_prompt, context_noise
         self.on_step, self.guide, self.reference_strength = on_step, guide, reference_strength
         self.device = torch.device(device)
-        self._scales = _for_both(
-            modality_scale=modality_scale, guidance_rescale=guidance_rescale, stg_scale=stg_scale
-        )
-        self._scales |= {"guidance_scale": guidance_scale, "audio_guidance_scale": audio_guidance_scale}
-        self._scales["spatio_temporal_guidance_blocks"] = [stg_block] if stg_scale else None
+        self._scales: dict[str, Any] = {
+            "guidance_scale": guidance_scale,
+            "audio_guidance_scale": audio_guidance_scale,
+            "spatio_temporal_guidance_blocks": [stg_block] if stg_scale else None,
+        } | _for_both(modality_scale=modality_scale, guidance_rescale=guidance_rescale, stg_scale=stg_scale)
         dtype = resolve_dtype(precision, self.device)
         own = {"stg_scale": stg_scale, "stg_block": stg_block, "reference_strength": reference_strength}
         asked = Asked(self.size, window, context, steps, context_noise, flow_shift, options=own)
@@ -155,6 +155,10 @@ class LTX2:
             Path(folder), LAYOUT, device=self.device, dtype=dtype, asked=asked, place=place
         )
         parts.require_fit(LAYOUT.kind, folder, asked)
+        self._open(parts)
+
+    def _open(self, parts: Checkpoint) -> None:
+        """Set up the pipeline over the loaded parts."""
         self.modules: Mapping[str, torch.nn.Module] = parts.networks
         """The loaded networks by name: ``text_encoder``, ``connectors``, ``transformer``, ``vae``, ..."""
         self._scheduler = parts.scheduler

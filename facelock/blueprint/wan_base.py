@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
+from facelock.blueprint.checkpoint import Checkpoint, Layout, Place, device_errors, load_checkpoint
 from facelock.blueprint.common import check_context, clean_text, decoded
 from facelock.blueprint.fits import Asked, wan_scales
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
@@ -91,35 +91,29 @@ class WanBackbone:
         self._take(**options)
         self.device, self._folder = torch.device(device), Path(folder)
         dtype = resolve_dtype(precision, self.device)
-        asked = Asked(
-            self.size,
-            window,
-            context,
-            steps,
-            context_noise,
-            flow_shift,
-            regions=options.get("regions", 1),
-            region_width=options.get("region_width"),
-            options=options,
-        )
+        asked = Asked(self.size, window, context, steps, context_noise, flow_shift, options=options)
         parts = load_checkpoint(
             self._folder, self.layout, device=self.device, dtype=dtype, asked=asked, place=place
         )
+        self._open(parts)
+        parts.require_fit(self.layout.kind, folder, asked)
+        self._scheduler = self._shifted(parts.scheduler, flow_shift)
+        if self.device.type == "cpu" and not reference:
+            accelerate_vae(self._vae)
+        self._bound: str = getattr(place, "bound", "")
+        self._pair_guidance = pair_guidance and not reference and self._can_pair()
+
+    def _open(self, parts: Checkpoint) -> None:
+        """Take the loaded parts."""
         self.modules: Mapping[str, torch.nn.Module] = parts.networks
         """The loaded networks by name: ``text_encoder``, ``transformer``, ``vae``, ..."""
         self._index, self._tokenizer = parts.index, parts.tokenizer
         self._text_encoder, self._vae = (self._network(name) for name in ("text_encoder", "vae"))
         self._transformer = self._network("transformer", "transformer_2")
-        parts.require_fit(self.layout.kind, folder, asked)
-        self._scheduler = self._shifted(parts.scheduler, flow_shift)
-        if self.device.type == "cpu" and not reference:
-            accelerate_vae(self._vae)
         config = self._vae.config
         mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
         self._mean, self._std = mean.to(self.device), std.to(self.device)
         self._prompts: dict[str, Tensor] = {}
-        self._bound: str = getattr(place, "bound", "")
-        self._pair_guidance = pair_guidance and not reference and self._can_pair()
 
     def _network(self, *names: str) -> Any:
         """The first of the networks ``names`` that the checkpoint has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from contextlib import suppress
 
 from facelock.errors import EnvironmentFailure
@@ -56,5 +57,7 @@ def cannot_import(why: str) -> EnvironmentFailure:
 
 def lacking_extra() -> EnvironmentFailure | None:
     """What the kinds of :data:`SPANDREL` lack here; None where both packages are installed."""
+    if sys.modules.get("spandrel") is not None:  # it was imported, so it has what it needs
+        return None
     missing = [name for name in ("spandrel", "torchvision") if not is_installed(name)]
     return not_installed(missing[0]) if missing else None
