@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import torch
 from torch import Tensor
@@ -66,6 +66,17 @@ class PortraitSettings:
     """``face``: only the face's oval is repainted, all other pixels keep their bits; None: the whole crop."""
     size: int | None = None
     """The crop's side in pixels; None: what the checkpoint was trained with (512 for SD 1.5, 1024 for SDXL)."""
+
+
+class CoreOptions(TypedDict, total=False):
+    """Keyword arguments of :class:`PortraitDiffusion`, which those who load one pass on."""
+
+    adapter: Required[str | Path]
+    encoder: Required[str]
+    trained_with: str | None
+    batch: int
+    device: torch.device | str
+    settings: PortraitSettings | None
 
 
 class PortraitDiffusion:
