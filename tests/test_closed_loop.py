@@ -388,6 +388,23 @@ def test_a_face_whose_alignment_is_not_finite_keeps_its_pixels_and_ends_no_run(c
     assert caplog.text.count("the aligner gave NaN or infinity for 2 faces") == caplog.text.count("NaN") == 1
 
 
+class Strict(Pack):
+    """Refuses pictures that are no numbers, as the real packs do, and likes whatever was pasted."""
+
+    def embed(self, frames: Tensor, faces: Faces) -> Tensor:
+        assert bool(frames.isfinite().all())
+        seen = super().embed(frames, faces)
+        self.looks = getattr(self, "looks", 0) + 1
+        return normalize(seen + RED, dim=1) if self.looks > 1 else seen
+
+
+def test_what_is_not_finite_is_neither_measured_nor_kept_however_well_the_input_would_do():
+    frames, cast = clip(3), [person("red", RED)]
+    plain = locker().take(frames, cast).crops[:, 1].flatten(1).mean(1).tolist()
+    out, records = locker(Strict(), Poisoned(bad=(plain[1],)), ladder=(1.0,)).lock(frames, cast)
+    assert [record.rung for record in records] == [0, -1, 0] and torch.equal(out[1], frames[1])
+
+
 def test_a_face_that_fails_at_one_strength_may_succeed_at_the_next(caplog):
     frames, cast = clip(2), [person("red", RED)]
     plain = locker().take(frames, cast).crops[:, 1].flatten(1).mean(1).tolist()
