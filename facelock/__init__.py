@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         InputError,
         InterruptedRunError,
         ModelError,
+        NotFiniteError,
         OutputBusyError,
         StorageError,
     )
@@ -75,6 +76,7 @@ __all__ = [
     "DeviceError",
     "EncoderError",
     "StorageError",
+    "NotFiniteError",
     "IdentityMissedError",
     "OutputBusyError",
     "InterruptedRunError",

@@ -29,13 +29,14 @@ from facelock.identity.enrol import create_identity as enrol
 from facelock.identity.findings import Enrolment, check_name
 from facelock.identity.storage import is_face_file, read_faces, save_identity, stored_identity
 from facelock.job import Job
+from facelock.lanes import ahead
 from facelock.perception import MINIATURE, open_perception
 from facelock.pipeline import Pipeline, checked_job
 from facelock.protocols import Progress
 from facelock.recipe import Recipe, load_recipe, tuned
 from facelock.report import Report, build_report
 from facelock.report.explained import Watch, explained
-from facelock.runtime import ahead, resolve_device
+from facelock.runtime import resolve_device
 from facelock.types import ChunkRecords, Consent, Identity
 from facelock.video.writing import VideoInfo, probe, read_chunks
 
@@ -115,6 +116,7 @@ def lock(
     who: Literal["auto", "alike"] = "auto",
     replace: Any | Sequence[Any] | None = None,
     faces: Sequence[int | None] = (),
+    vram: int | None = None,
     commercial: bool = False,
     progress: Progress | None = None,
 ) -> Footage:
@@ -126,8 +128,9 @@ def lock(
     Whose face becomes the character's: the person who resembles the reference; with ``who="auto"`` else the only one
     there is (as many as there are characters, left to right); or the one whom the picture ``replace`` shows (one per
     character). Other people's faces keep every pixel. ``restore=False`` leaves the restoration out, ``faces`` says
-    which face of a picture with several, ``target`` is the share in [0, 1] of frames that should match;
-    ``commercial`` refuses weights whose licence does not allow commercial use.
+    which face of a picture with several, ``target`` is the share in [0, 1] of frames that should match; ``vram`` plans
+    for so many GiB of GPU memory (8, 12, 16, 24, 48 or 80). ``commercial`` refuses weights whose licence does not
+    allow commercial use.
 
     Raises ``InputError`` for a video or picture that cannot be used, ``ConfigError``, ``ModelError``, ``DeviceError``.
     """
@@ -139,8 +142,9 @@ def lock(
         raise ConfigError(f"who is {who!r}. Give 'auto' or 'alike'.")
     identity = read_faces(identity)
     packs, judge = _recognisers(packs, judge, identity)
+    chosen = tuned(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), vram=vram)
     parts = open_parts(
-        recipe, device, aligner=aligner, packs=packs, judge=judge, restore=restore, commercial=commercial
+        chosen, device, aligner=aligner, packs=packs, judge=judge, restore=restore, commercial=commercial
     )
     cast = parts.reader.identities(identity, faces)
     shown = parts.reader.identities(replace) if replace is not None else ()

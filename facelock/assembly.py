@@ -14,18 +14,18 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from facelock.alignment import ALIGNERS, aligner_class
-from facelock.blueprint import BACKBONES, backbone_class
+from facelock.alignment import aligner_class
+from facelock.blueprint import backbone_class
 from facelock.closed_loop import Locker
-from facelock.errors import ConfigError, DeviceError
+from facelock.errors import ConfigError, DeviceError, FaceLockError, caught, together
 from facelock.faces import load_pack
 from facelock.guidance import GuidanceSettings, open_guide
 from facelock.identity import identity_from_picture
@@ -33,10 +33,12 @@ from facelock.identity.storage import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
 from facelock.perception import Perception, pack_member, pack_of
 from facelock.precision import resolve_dtype
+from facelock.preflight import require
 from facelock.protocols import Backbone, FacePack, Guide, Upscaler
 from facelock.recipe import Recipe, model_names, recipe_names
 from facelock.recipe.sections import AcceptRecipe, FacesRecipe, JudgeRecipe
-from facelock.restoration import RESTORERS, UPSCALERS, restorer_class, upscaler_class
+from facelock.restoration import restorer_class, upscaler_class
+from facelock.restoration.extra import SPANDREL
 from facelock.restoration.precision import dtype_of
 from facelock.restore_loop import RestoreLoop
 from facelock.runtime import resolve_device
@@ -45,7 +47,7 @@ from facelock.tuning.footprint import Footprint, read_footprint
 from facelock.tuning.placement import Placement
 from facelock.tuning.plan import GIB, Plan, Shape, choose_plan, peak, plans
 from facelock.types import Identity, Thresholds
-from facelock.weights import digest, encoder_id, locate, require_commercial, require_here
+from facelock.weights import digest, encoder_id, locate
 
 logger = logging.getLogger(__name__)
 
@@ -95,18 +97,25 @@ def _pack_files(recipe: Recipe, paths: Mapping[str, Path]) -> dict[str, Path]:
     }
 
 
-def _require_kinds(recipe: Recipe) -> None:
-    """Raise ``ConfigError`` for a stage of a kind that is not known; imports none of them."""
+def _not_on(recipe: Recipe, device: torch.device) -> list[FaceLockError]:
+    """What of ``recipe`` cannot be on this device, and libraries that are there and cannot be imported."""
+    portraits = [part.faceid.precision for part in (recipe.lock, recipe.restore) if part.faceid]
     restore = recipe.restore
-    kinds: list[tuple[str, Collection[str], Callable[[str], Any]]] = [
-        (recipe.blueprint.kind, BACKBONES, backbone_class),
-        (recipe.lock.kind, ALIGNERS, aligner_class),
-        (restore.upscaler_kind, UPSCALERS, upscaler_class),
-        (restore.restorer_kind, RESTORERS, restorer_class),
+    options = [restore.upscaler_options(), restore.restorer_options()]
+    precisions = [recipe.blueprint.precision, *portraits]
+    checks: list[Callable[[], object]] = [
+        partial(resolve_dtype, precision, device) for precision in precisions
     ]
-    for kind, known, find in kinds:
-        if kind not in known:
-            find(kind)  # which has the sentence
+    checks += [partial(dtype_of, each.get("precision", "float32"), device) for each in options]
+    if SPANDREL & {restore.upscaler_kind, restore.restorer_kind if restore.restorer else ""}:
+        from facelock.restoration.spandrel_net import require_library
+
+        checks.append(require_library)
+    if recipe.speed.choices().compile:
+        from facelock.tuning.apply import require_compiler
+
+        checks.append(require_compiler)
+    return caught(*checks)
 
 
 class Assembly:
@@ -119,35 +128,46 @@ class Assembly:
         commercial: bool = False,
         perception: Perception | None = None,
     ) -> None:
-        """Find every model and check its digest.
+        """Hold the recipe against this machine (:mod:`facelock.preflight`), find every model and check its digest.
 
-        ``commercial`` refuses weights whose licence does not allow commercial use, or is not known. ``perception``
-        takes the place of the recipe's face packs. Raises ``ConfigError`` for a stage of an unknown kind, a refused
-        weight or a precision that the device cannot work in, ``DeviceError``, also for a recipe that does not fit into
-        the memory it was given, ``ModelError``.
+        All that is in the way is one error. ``commercial`` refuses weights whose licence does not allow commercial
+        use, or is not known. ``perception`` takes the place of the recipe's face packs. Raises ``ConfigError`` for a
+        stage of an unknown kind, a refused weight, numbers that a checkpoint cannot do or a precision that the device
+        cannot work in, ``DeviceError``, also for a recipe that does not fit into the memory it was given,
+        ``ModelError``, ``EnvironmentFailure`` for a package that is missing.
         """
         self.recipe = recipe
         self._device = resolve_device(device)
         self._perception = perception
-        _require_kinds(recipe)
-        names = model_names(recipe)
-        if commercial:
-            require_commercial(names.values())
-        require_here(names.values())
-        portraits = [part.faceid.precision for part in (recipe.lock, recipe.restore) if part.faceid]
-        for precision in (recipe.blueprint.precision, *portraits):
-            resolve_dtype(precision, self._device)
-        for options in (recipe.restore.upscaler_options(), recipe.restore.restorer_options()):
-            dtype_of(options.get("precision", "float32"), self._device)
-        self._paths = {role: locate(name, pickled=role in PICKLED) for role, name in names.items()}
+        require(recipe, commercial=commercial, also=_not_on(recipe, self._device))
+        self._paths = self._located()
         self._paths |= _pack_files(recipe, self._paths)
-        for part in ("lock", "restore"):
-            if getattr(recipe, part).faceid and not perception:  # now, not after the blueprint's first chunk
-                from facelock.portrait.adapter import require_encoder
-
-                found = encoder_id(names["faces.encoder"], self._paths["faces.encoder"])
-                require_encoder(found, self._trained_with(part))
+        self._require_adapters()
         self.plan = self._memory_plan()
+
+    def _located(self) -> dict[str, Path]:
+        """Role → file or folder of every model, read once for its digest; those that differ are told together."""
+        found: dict[str, Path] = {}
+        wrong: list[FaceLockError] = []
+        for role, name in model_names(self.recipe).items():
+            try:
+                found[role] = locate(name, pickled=role in PICKLED)
+            except FaceLockError as error:
+                wrong.append(error)
+        if wrong:
+            raise together(f"The recipe {self.recipe.name} cannot run here", wrong)
+        return found
+
+    def _require_adapters(self) -> None:
+        """Raise ``ConfigError`` for a FaceID adapter of another recogniser, ``ModelError`` for one of another UNet."""
+        for part, model in (("lock", "lock.model"), ("restore", "restore.restorer")):
+            if getattr(self.recipe, part).faceid:
+                from facelock.portrait.adapter import require_encoder, require_family
+
+                if not self._perception:
+                    name = model_names(self.recipe)["faces.encoder"]
+                    require_encoder(encoder_id(name, self._paths["faces.encoder"]), self._trained_with(part))
+                require_family(self._paths[f"{part}.faceid.adapter"], self._paths[model])
 
     @property
     def device(self) -> str:
@@ -218,11 +238,15 @@ class Assembly:
         aligner = kind(
             self._paths["lock.model"],
             encoder=self.pack.encoder.id,
-            batch=settings.batch,
+            batch=self._batch(settings.batch),
             device=self._device,
             **self._faceid("lock"),
         )
         return Locker(self.pack, aligner, ladder=settings.ladder, target=settings.target)
+
+    def _batch(self, asked: int) -> int:
+        """Rows that a network after the blueprint takes at once: as the recipe says, if the memory plan allows it."""
+        return min(asked, self.plan.batch or asked)
 
     def _trained_with(self, part: str) -> str | None:
         """First 12 hex of the digest of the recogniser that the FaceID adapter was trained with, where it is named."""
@@ -261,7 +285,7 @@ class Assembly:
         return upscaler_class(settings.upscaler_kind)(
             self._paths["restore.upscaler"],
             scale=settings.scale,
-            batch=min(settings.batch, self.plan.batch or settings.batch),
+            batch=self._batch(settings.batch),
             device=self._device,
             **settings.upscaler_options(),
         )
@@ -274,7 +298,7 @@ class Assembly:
             restorer = restorer_class(settings.restorer_kind)(
                 self._paths["restore.restorer"],
                 encoder=self.pack.encoder.id,
-                batch=settings.batch,
+                batch=self._batch(settings.batch),
                 device=self._device,
                 **settings.restorer_options(),
                 **self._faceid("restore"),

@@ -9,6 +9,7 @@ What is measured is what the frame will show: a candidate is pasted back, cut ou
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -21,9 +22,12 @@ from torch.nn import functional
 
 from facelock.geometry import paste_crops, paste_onto, similarity_from_landmarks, soft_mask, warp_crops
 from facelock.identity import embedding_of
+from facelock.lanes import side_by_side
 from facelock.protocols import Aligner, FacePack
-from facelock.runtime import BUSY_BATCH, side_by_side
+from facelock.runtime import BUSY_BATCH
 from facelock.types import AlignRecord, CropSpec, Faces, Identity
+
+logger = logging.getLogger(__name__)
 
 EDGE = 0.22
 """Fading part of a crop's mask, from the middle to the border."""
@@ -72,6 +76,8 @@ class Work:
     """(N,) whether the face is the only one in hand of its frame: its candidate's frame is then the result."""
     result: Tensor
     """(T, 3, H, W) the frames with the best of every face that is alone."""
+    failed: Tensor
+    """(N,) whether an attempt at the face gave NaN or infinity, which is never kept."""
     spared: Faces | None = None
     """Other people's faces, whose pixels stay whatever is pasted beside them; None: not asked for."""
 
@@ -215,6 +221,20 @@ class ClosedLoop:
         """Whether faces are worked on some beside others, and the loop may be called from several threads at once."""
         self.mask = soft_mask(crop.size, EDGE)
         self.only_changes = False
+        self.not_finite = 0
+        """Faces so far that were left as they came because what was made of them is not finite."""
+
+    def count_failed(self, work: Work, what: str) -> None:
+        """Count the faces of ``work`` that failed and were left as they came; the first time, say so."""
+        failed = int((work.failed & (work.rung < 0)).sum())
+        if failed and not self.not_finite:
+            logger.warning(
+                "%s gave NaN or infinity for %d faces: they stay as they came, and so will others. The report counts "
+                "them as left as they were.",
+                what,
+                failed,
+            )
+        self.not_finite += failed
 
     def take(self, frames: Tensor, identities: Sequence[Identity], cast: Cast | None = None) -> Work:
         """Detect, embed, assign to characters, cut out: some frames beside others, where the pack is made for it."""
@@ -249,6 +269,7 @@ class ClosedLoop:
             torch.zeros(count),
             per_frame[faces.frame] == 1,
             frames.clone(),
+            torch.zeros(count, dtype=torch.bool),
             spared=spared,
         )
 
@@ -332,6 +353,7 @@ class Locker(ClosedLoop):
                 break
             self.each(climbing, partial(self._climb, work, identities, rung))
             climbing = climbing[work.score[climbing] < self.target]
+        self.count_failed(work, "the aligner")
         return spare(self.finish(work), work), work.records(identities, self.target, start, consistency=False)
 
     def _climb(self, work: Work, identities: Sequence[Identity], rung: int, index: Tensor) -> None:
@@ -340,9 +362,13 @@ class Locker(ClosedLoop):
         wanted = toward(work.own[index], work.reference[index], 1.0 if self.takes_strength else strength)
         whose = [identities[k] for k in work.who[index].tolist()]
         crops = self.aligner.align(work.crops[index], wanted, strength, references=whose)
+        finite = crops.isfinite().flatten(1).all(1)
+        if not bool(finite.all()):
+            work.failed[index[~finite]] = True
+            crops = torch.where(finite[:, None, None, None], crops, work.crops[index])
         shown = self.paste(work, crops, index)
         score = similarity(self.embed(work, shown, index), work.reference[index])
-        better = score > work.score[index]
+        better = finite & (score > work.score[index])
         keep(work, index[better], crops[better], shown[better], score[better], rung)
 
 

@@ -25,8 +25,9 @@ from facelock.appearance import face_tile, jpeg, mouth_and_eyes, residual_of_sti
 from facelock.errors import FaceLockError
 from facelock.geometry import estimate_pose, similarity_from_landmarks, warp_crops
 from facelock.identity import embedding_of
+from facelock.lanes import side_by_side
 from facelock.protocols import Cropper, FacePack
-from facelock.runtime import BUSY_BATCH, side_by_side
+from facelock.runtime import BUSY_BATCH
 from facelock.types import Faces, Identity, LedgerRow, Status, Thresholds, Unreadable
 
 NOBODY = -1

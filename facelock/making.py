@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from facelock.errors import EncoderError, InputError
 from facelock.journal import Journal, Resume
+from facelock.lanes import kept_behind
 from facelock.protocols import Progress
 from facelock.report import Report
-from facelock.runtime import kept_behind
 from facelock.types import Identity
 from facelock.video.writing import require_encoder
 

@@ -48,6 +48,14 @@ def _found(detail: ErrorDetails) -> str:
     return f" (found {_short(found)})" if isinstance(found, int | float | str) else ""
 
 
+def listed(sentences: Iterable[str]) -> str:
+    """Sentences as one, no mark beside another: ``"a: must be 1; b: unknown key, did you mean 'c'? d: is missing."``"""
+    text = ""
+    for one in sentences:
+        text += f"{'' if not text else ' ' if text.endswith('?') else '; '}{one.rstrip('. ')}"
+    return text if text.endswith(("?", "!")) else f"{text}."
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``, did you mean 'ladder'?``, or nothing where no known word is close."""
     near = difflib.get_close_matches(word, list(known), n=1)

@@ -30,6 +30,7 @@ from facelock.identity.consent import remark_unknown, require_consent
 from facelock.job import Job, Size, Span, check_size, plan_chunks
 from facelock.journal import Resume, Tail
 from facelock.parts import Parts
+from facelock.preflight import require_features
 from facelock.protocols import Progress
 from facelock.recipe import Recipe, load_recipe
 from facelock.recipe.words import backbone_prompt, crowd_warnings, vocabulary_warnings
@@ -153,6 +154,7 @@ class Pipeline:
         for sentence in vocabulary_warnings(self.recipe, job.prompt):
             logger.warning("%s", sentence)
         cast = self.identities(identity, faces)
+        require_features(self.recipe, [person.name for person in cast])
         for sentence in crowd_warnings(self.recipe, len(cast)):
             logger.warning("%s", sentence)
         return Clip(self, job, cast, progress)
@@ -171,6 +173,7 @@ class Pipeline:
         naming chunk and stage when a stage returns something that is not a picture.
         """
         resume = resume or Resume()
+        self._load_small(job)
         backbone, frames = self.parts.backbone, job.frame_count(self.fps)
         check_size(job.size, self.recipe.native_size)
         plan = plan_chunks(frames, first=backbone.first_chunk, chunk=backbone.chunk)[resume.chunks :]
@@ -179,6 +182,12 @@ class Pipeline:
 
             return overlapped(self, job, identities, plan, resume.tail, progress)
         return self._in_turn(job, identities, plan, resume.tail, progress)
+
+    def _load_small(self, job: Job) -> None:
+        """Open the stages after the blueprint, so that what is wrong with one is said before that is read."""
+        if job.lock:
+            _ = self.parts.locker
+        _ = self.parts.restorer if job.restore else self.parts.upscaler
 
     def _in_turn(
         self,

@@ -75,6 +75,7 @@ class RestoreLoop(ClosedLoop):
         if self.restorer and len(work.faces):
             everyone = torch.arange(len(work.faces))
             self.each(everyone, partial(self._search, work, frames, self.restorer))
+            self.count_failed(work, "the restorer")
         return spare(self.finish(work), work), work.records(identities, self.target, start, consistency=True)
 
     def _search(self, work: Work, frames: Tensor, restorer: FaceRestorer, trying: Tensor) -> None:
@@ -83,7 +84,6 @@ class RestoreLoop(ClosedLoop):
         restored = plain if getattr(restorer, "graded", False) else restorer.restore(plain, reference)
         patches = self._patches(work, trying)
         search = self._searching(work.score[trying])
-        failed = torch.zeros(len(trying), dtype=torch.bool)
         rung, (faces, shares) = 0, search.next()
         while len(faces):
             for rows, share in zip(faces.split(AT_ONCE), shares.split(AT_ONCE), strict=True):
@@ -95,10 +95,8 @@ class RestoreLoop(ClosedLoop):
                 good = search.tell(rows, score, finite & (distance <= self.consistency), work.score[index])
                 keep(work, index[good], crops[good], shown[good], score[good], rung)
                 work.consistency[index[good]], work.share[index[good]] = distance[good], share[good]
-                failed[rows[~finite]] = True
+                work.failed[index[~finite]] = True
             rung, (faces, shares) = rung + 1, search.next()
-        if bool(failed.any()):
-            logger.warning("%d restored faces hold NaN or infinity; they stay as enlarged", int(failed.sum()))
 
     def _searching(self, plain: Tensor) -> Search:
         options = {

@@ -5,28 +5,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
-from functools import cache, lru_cache
+from functools import cache
 from io import StringIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
-from numpy.typing import NDArray
 
 from facelock.batchable import Run, agrees, any_rows
 from facelock.bound import BoundSession, cuda_options, torch_stream
 from facelock.errors import ConfigError, DeviceError, ModelError, StorageError, first_line
+from facelock.lanes import side_by_side
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-R = TypeVar("R")
-U = TypeVar("U")
 
 CPU_BATCH = 1
 """Rows of a batch on a CPU: one picture's maps stay in a core's cache, and no row is ever padded."""
@@ -198,56 +193,6 @@ def fixed(dimension: object) -> int | None:
     return dimension if isinstance(dimension, int) and dimension > 0 else None
 
 
-_here = threading.local()
-
-
-@lru_cache(maxsize=4)
-def _lanes(count: int) -> ThreadPoolExecutor:
-    """The one pool of ``count`` threads that everything which runs side by side shares."""
-    return ThreadPoolExecutor(count, "facelock-lane", _enter_lane, (count,))
-
-
-def _enter_lane(count: int) -> None:
-    """In a lane torch takes one thread for itself: as many lanes as cores are busy already.
-
-    Torch keeps the number per thread once it was asked for it, but setting it also decides what new threads start
-    with, so a passing thread sets that back.
-    """
-    _here.lane = True
-    torch.get_num_threads()
-    torch.set_num_threads(1)
-    passing = threading.Thread(target=torch.set_num_threads, args=(count,))
-    passing.start()
-    passing.join()
-
-
-def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """``work`` of every item, in order, on as many threads as torch has; without gradients.
-
-    Within such work it is one after the other. Raises what the first item that fails raises.
-    """
-    waiting, count = list(items), torch.get_num_threads()
-    if count < 2 or len(waiting) < 2 or getattr(_here, "lane", False):
-        return [_without_gradients(work, item) for item in waiting]
-    return list(_lanes(count).map(lambda item: _without_gradients(work, item), waiting))
-
-
-def _without_gradients(work: Callable[[T], R], item: T) -> R:
-    with torch.no_grad():
-        return work(item)
-
-
-def scratch(*shape: int) -> NDArray[np.float32]:
-    """This thread's own array of that shape, holding anything, until the thread asks for the next.
-
-    Fresh megabytes for each picture would cost as much in page faults as filling them.
-    """
-    held = getattr(_here, "scratch", None)
-    if held is None or held.shape != shape:
-        held = _here.scratch = np.empty(shape, np.float32)
-    return held
-
-
 class BatchSession:
     """An ONNX file whose rows run in batches of one fixed, padded shape, so that no row's bits depend on another's.
 
@@ -370,37 +315,6 @@ def _filled(rows: torch.Tensor, batch: int) -> torch.Tensor:
     full = rows.new_zeros(batch, *rows.shape[1:])
     full[: len(rows)] = rows
     return full
-
-
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each being made while the one before it is used. What making raises is raised here."""
-    end = object()
-    with ThreadPoolExecutor(1, "facelock-ahead") as worker:
-        waiting: Future[Any] = worker.submit(next, items, end)
-        while (item := waiting.result()) is not end:
-            waiting = worker.submit(next, items, end)
-            yield item
-
-
-def kept_behind(items: Iterable[T], keep: Callable[[T], U]) -> Generator[U, None, None]:
-    """``keep`` of each item, done while the next item is made; at most one is in the works.
-
-    The last item made is kept even if making the next one fails; what ``keep`` raises is raised here.
-    """
-    with ThreadPoolExecutor(1, "facelock-behind") as worker:
-        waiting: Future[U] | None = None
-        try:
-            for item in items:
-                before, waiting = waiting, None
-                if before:
-                    yield before.result()
-                waiting = worker.submit(keep, item)
-        except Exception:
-            if waiting:
-                waiting.result()
-            raise
-        if waiting:
-            yield waiting.result()
 
 
 def require_space(path: str | Path, size: int) -> None:

@@ -20,8 +20,18 @@ from torch import Tensor
 
 from facelock.blueprint import backbone_class
 from facelock.blueprint.wan_base import WanBackbone
-from facelock.errors import ConfigError, DeviceError, FaceLockError, InputError, ModelError
+from facelock.errors import (
+    ConfigError,
+    DeviceError,
+    FaceLockError,
+    InputError,
+    ModelError,
+    NotFiniteError,
+)
 from facelock.protocols import Backbone
+from facelock.tuning.options import Speed
+from facelock.tuning.placement import Placement
+from facelock.tuning.plan import Plan
 from facelock.types import Identity
 
 SIZE = (32, 48)
@@ -346,6 +356,27 @@ def test_latents_that_stay_nan_are_one_sentence_naming_the_step(
     with pytest.raises(FaceLockError, match="step 1 of 2") as caught:
         backbone.extend(PROMPT, tail(backbone), seed=0)
     assert caught.value.exit_code == 1
+    one_sentence(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("speed", "plan", "why"),
+    [
+        (Speed(quantise="float8"), Plan(), "because its weights are held in float8."),
+        (Speed(), Plan(groups=1), "because the memory plan moves its weights in and out of the GPU."),
+    ],
+)
+def test_latents_with_nan_are_not_tried_again_where_weights_are_bound(
+    case: tuple[Case, Path], monkeypatch: pytest.MonkeyPatch, speed: Speed, plan: Plan, why: str
+) -> None:
+    place = Placement(torch.device("cpu"), speed, plan, steps=2)
+    backbone = load(case, precision="bfloat16", place=place)
+    seen = replaced_forward(backbone, monkeypatch, lambda call, x: x * float("nan"))
+    with pytest.raises(
+        NotFiniteError, match=r"step 1 of 2\. Try .* It was not tried again in float32, "
+    ) as caught:
+        backbone.extend(PROMPT, tail(backbone), seed=0)
+    assert len(seen) == 1 and str(caught.value).endswith(why)
     one_sentence(caught.value)
 
 

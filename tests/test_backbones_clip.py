@@ -15,7 +15,7 @@ import toys
 from test_backbones import CASES, Case, no_room, replaced_forward
 
 from facelock.assets import asset_dir
-from facelock.errors import DeviceError, FaceLockError, ModelError
+from facelock.errors import ConfigError, DeviceError, FaceLockError
 from facelock.pipeline import Pipeline
 from facelock.recipe import Recipe
 from facelock.runtime import derive_seed
@@ -127,7 +127,7 @@ def test_weights_that_are_not_there_are_said_before_anything_is_loaded(
     checkpoint: tuple[Case, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("facelock.assembly.backbone_class", lambda kind: pytest.fail("loaded"))
-    with pytest.raises(ModelError, match="skyreels-v9") as caught:
+    with pytest.raises(ConfigError, match="skyreels-v9") as caught:
         pipeline(checkpoint, model="skyreels-v9")
     assert len(str(caught.value).splitlines()) == 1
 

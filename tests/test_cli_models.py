@@ -262,3 +262,57 @@ def test_ctrl_c_keeps_what_came(shop, site):
     assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
     assert site.asked[-1][1] == f"bytes={kept}-"
     shutil.rmtree(shop / "home")
+
+
+# ---------------------------------------------------------------------- all that a recipe names
+
+PIPELINES = HERE.parent / "pipelines"
+
+
+@pytest.fixture
+def own(shop, monkeypatch):
+    """A recipe of the small catalog's weights and a file of its own."""
+    monkeypatch.setattr("facelock.recipe.asset_dir", lambda _: PIPELINES)
+    (shop / "mine.onnx").write_bytes(b"mine")
+
+    def write(**names):
+        text = (PIPELINES / "default.toml").read_text()
+        for entry in ("blueprint", "detector", "recogniser", "aligner", "upscaler", "restorer", "judge"):
+            text = text.replace(f'"miniature/{entry}"', f'"{names.get(entry, "mini/one")}"')
+        path = shop / "own.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_all_weights_of_a_recipe_are_pulled(models, shop, site, own):
+    path = own(upscaler="far/free", judge="far-research", restorer="mine.onnx")
+    code, out, err = models("pull", "--recipe", path)
+    folder = shop / "home" / "models" / "far"
+    assert code == 0, err
+    assert {f"far/free: {folder}/free.onnx", f"far/research: {folder}/research.onnx"} < set(out.splitlines())
+    assert "mini/one: is here already" in err and "mine.onnx" not in out
+    asked = len(site.asked)
+    assert models("pull", "--recipe", path)[0] == 0 and len(site.asked) == asked
+
+
+def test_a_recipe_is_refused_as_a_whole(models, shop, site, own):
+    path = own(upscaler="far/free", judge="far/research", restorer="mine.onnx")
+    code, out, err = models("pull", "--recipe", path, "--commercial")
+    assert (code, out, site.asked) == (2, "", [])
+    assert (
+        "far/research does not allow commercial use" in err and "mine.onnx: its licence is not known" in err
+    )
+    code, _, err = models("pull", "--recipe", own(upscaler="far/free", judge="far/fre", aligner="far/fee"))
+    assert code == 2 and site.asked == [] and "'far/fre'" in err and "'far/fee'" in err
+    assert models("pull", "--recipe", "nowhere.toml")[0] == 2
+    assert models("pull", "--recipe", own(upscaler="far/free"), "--commercial")[0] == 0
+
+
+def test_an_unknown_name_has_one_exit_code_wherever_it_is_given(models, shop, own, capsys):
+    assert models("pull", "far/fre")[0] == 2
+    words = ["generate", "a woman", "--face", "x.png", "--seconds", "1", "-o", str(shop / "a.mp4")]
+    with pytest.raises(SystemExit) as left:
+        cli.main([*words, "--recipe", str(own(upscaler="far/fre")), "--device", "cpu"])
+    assert left.value.code == 2 and "no model is called 'far/fre'" in capsys.readouterr().err

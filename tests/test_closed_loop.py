@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 import pytest
@@ -351,3 +352,62 @@ def test_frames_that_were_looked_at_in_groups_are_not_copied():
     frames = clip(7)
     for pack in (Pack(), PackBeside()):
         assert locker(pack).take(frames, [person("red", RED)]).frames is frames
+
+
+@dataclass
+class Poisoned(Aligner):
+    """Gives NaN for the faces of the frames ``bad``, told by their colour, at strengths up to ``until``."""
+
+    bad: tuple[float, ...] = ()
+    until: float = 9.0
+
+    def align(self, crops: Tensor, identity: Tensor, strength: float, *, references=()) -> Tensor:
+        out = super().align(crops, identity, strength, references=references)
+        hit = torch.tensor([any(abs(float(c[1].mean()) - b) < 1e-6 for b in self.bad) for c in crops])
+        if strength <= self.until:
+            out[hit] = float("nan")
+        return out
+
+
+def test_a_face_whose_alignment_is_not_finite_keeps_its_pixels_and_ends_no_run(caplog):
+    frames, cast = clip(5), [person("red", RED)]
+    plain = locker().take(frames, cast).crops[:, 1].flatten(1).mean(1).tolist()
+    sane, before = locker(target=0.99).lock(frames, cast)
+    lock = locker(aligner=Poisoned(bad=(plain[1], plain[3])), target=0.99)
+    with caplog.at_level(logging.WARNING, "facelock"):
+        out, records = lock.lock(frames, cast)
+        again, _ = lock.lock(frames[:2], cast)
+    assert bool(out.isfinite().all()) and torch.equal(out[[1, 3]], frames[[1, 3]])
+    assert torch.equal(out[[0, 2, 4]], sane[[0, 2, 4]]) and torch.equal(again, out[:2])
+    for index, record in enumerate(records):
+        if index in (1, 3):
+            assert (record.rung, record.met, record.after) == (-1, False, record.before)
+        else:
+            assert record == before[index]
+    assert lock.not_finite == 3  # two of the clip, one of them again
+    assert caplog.text.count("the aligner gave NaN or infinity for 2 faces") == caplog.text.count("NaN") == 1
+
+
+class Strict(Pack):
+    """Refuses pictures that are no numbers, as the real packs do, and likes whatever was pasted."""
+
+    def embed(self, frames: Tensor, faces: Faces) -> Tensor:
+        assert bool(frames.isfinite().all())
+        seen = super().embed(frames, faces)
+        self.looks = getattr(self, "looks", 0) + 1
+        return normalize(seen + RED, dim=1) if self.looks > 1 else seen
+
+
+def test_what_is_not_finite_is_neither_measured_nor_kept_however_well_the_input_would_do():
+    frames, cast = clip(3), [person("red", RED)]
+    plain = locker().take(frames, cast).crops[:, 1].flatten(1).mean(1).tolist()
+    out, records = locker(Strict(), Poisoned(bad=(plain[1],)), ladder=(1.0,)).lock(frames, cast)
+    assert [record.rung for record in records] == [0, -1, 0] and torch.equal(out[1], frames[1])
+
+
+def test_a_face_that_fails_at_one_strength_may_succeed_at_the_next(caplog):
+    frames, cast = clip(2), [person("red", RED)]
+    plain = locker().take(frames, cast).crops[:, 1].flatten(1).mean(1).tolist()
+    lock = locker(aligner=Poisoned(bad=(plain[1],), until=1.0), target=0.99)
+    _, records = lock.lock(frames, cast)
+    assert records[1].rung == 1 and lock.not_finite == 0 and "NaN" not in caplog.text

@@ -44,7 +44,7 @@ def test_a_file_that_nobody_knows_is_refused(tmp_path):
     mine.write_bytes(b"mine")
     with pytest.raises(ConfigError, match=r"mine\.onnx: its licence is not known"):
         require_commercial([mine])
-    with pytest.raises(ModelError, match="no model is called"):
+    with pytest.raises(ConfigError, match="no model is called"):
         require_commercial(["opencv/yunett"])
 
 

@@ -15,9 +15,10 @@ from facelock import cli, doctor
 from facelock.doctor import Machine, RecipeNeeds, Running, WeightState, diagnose, machine, needs, probes
 from facelock.doctor import recipes as needs_of
 from facelock.doctor.checks import findings
-from facelock.doctor.machine import Gpu, encoder, parse_driver
+from facelock.doctor.machine import Gpu, parse_driver
 from facelock.doctor.needs import weight_state
 from facelock.errors import ConfigError
+from facelock.video.encoders import why_not
 from facelock.weights import catalog
 from facelock.weights.receipt import Kept, Receipt, write_receipt
 
@@ -203,7 +204,7 @@ def test_a_torchvision_of_another_torch():
     assert "operator torchvision::nms does not exist" in what
     assert mend == (
         "pip uninstall -y torchvision",
-        "pip install --no-deps torchvision --index-url https://download.pytorch.org/whl/cpu",
+        "pip install --upgrade --no-deps 'torchvision==0.28.*' --index-url https://download.pytorch.org/whl/cpu",
     )
     assert problems(replace(BIG, torchvision=wrong))[0][1][1].endswith("/cu130")
     older = replace(BIG, torch_cuda="12.8", onnxruntime_cuda="12.8", torchvision=wrong)
@@ -380,12 +381,12 @@ def test_an_encoder_is_tried_not_looked_up():
     def run(code: int, words: str):
         return lambda *_, **__: SimpleNamespace(returncode=code, stderr=words)
 
-    assert encoder("ffmpeg", "libx264", run=run(0, "")) == Running("libx264", True)
-    assert encoder("ffmpeg", "h264_nvenc", run=run(255, "\n[x] Cannot load libcuda.so.1\nmore")) == Running(
-        "h264_nvenc", False, "[x] Cannot load libcuda.so.1"
+    assert why_not("ffmpeg", "x264", run=run(0, "")) == ""
+    assert why_not("ffmpeg", "nvenc", run=run(255, "\n[x] Cannot load libcuda.so.1\nmore")) == (
+        "[x] Cannot load libcuda.so.1"
     )
-    assert encoder("ffmpeg", "libx264", run=run(8, "")).reason == "ffmpeg ends with code 8"
-    assert "No such file" in encoder("/no/such/ffmpeg", "libx264").reason
+    assert why_not("ffmpeg", "x264", run=run(8, "")) == "ffmpeg ends with code 8"
+    assert "No such file" in why_not("/no/such/ffmpeg", "x264")
 
 
 def test_a_probe_that_dies_says_how(monkeypatch):
@@ -497,3 +498,67 @@ def test_this_machine():
     assert found["machine"]["encoders"][0] == {"name": "libx264", "ok": True, "reason": ""}
     assert found["machine"]["ffmpeg_version"]
     assert found["machine"]["packages"]["torch"] and "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------------- one recipe, by name or by path
+
+
+@pytest.fixture
+def asked_for(monkeypatch, capsys, tmp_path):
+    """Run ``facelock doctor --recipe`` on a machine in order, for a recipe of one's own with other lines."""
+    text = (Path(__file__).resolve().parents[1] / "pipelines" / "default.toml").read_text()
+    path = tmp_path / "my.toml"
+
+    def run(*changes: tuple[str, str], name: str = "", machine: Machine = PLAIN):
+        own = text
+        for before, after in changes:
+            assert before in own
+            own = own.replace(before, after)
+        path.write_text(own)
+        monkeypatch.setattr(doctor, "examine", lambda: machine)
+        monkeypatch.setattr(
+            doctor, "recipes", lambda names=None: needs_of(names) if names else (SMALL, LARGE)
+        )
+        with pytest.raises(SystemExit) as left:
+            cli.main(["doctor", "--recipe", name or str(path)])
+        return left.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_what_a_recipe_of_one_s_own_lacks_is_told_with_its_commands(asked_for, tmp_path, monkeypatch):
+    monkeypatch.setenv("FACELOCK_HOME", str(tmp_path / "empty"))
+    code, out, err = asked_for(
+        ("window = 17", "window = 18"),
+        ('"miniature/upscaler"', '"miniature/upscalr"'),
+        ('encoder = "miniature/judge"', 'encoder = "opencv/sface"'),
+    )
+    own = tmp_path / "my.toml"
+    assert code == 3
+    told = out[out.index(f"The recipe {own} does not run here:") :]
+    assert "  The blueprint cannot work with window = 18. Give n * 4 + 1 frames in the recipe.\n" in told
+    assert "  no model is called 'miniature/upscalr'. Known ones near it: miniature/upscaler" in told
+    assert f"  opencv/sface is missing.\n    facelock models pull --recipe {own}\n" in told
+    assert "No problems found." not in out and err.count("facelock: error:") == 1
+    assert f"The recipe {own} does not run here: opencv/sface is missing, " in err
+
+
+def test_a_recipe_of_one_s_own_that_runs(asked_for):
+    code, out, err = asked_for()
+    assert (code, err) == (0, "") and out.rstrip().endswith("No problems found.")
+
+
+def test_a_recipe_that_cannot_be_read_is_a_sentence_and_not_no_problems(asked_for):
+    for name, words in (
+        ("nowhere.toml", "nowhere.toml: there is no such recipe file."),
+        ("skyrels-v2-1.3b", "No recipe is called 'skyrels-v2-1.3b', did you mean 'skyreels-v2-1.3b'? Give"),
+    ):
+        code, out, err = asked_for(name=name)
+        assert code == 2 and words in err and "No problems found." not in out
+    code, out, err = asked_for(("crf = 16", "crf = 99"))
+    assert code == 2 and "encode.crf: " in err and "Correct the recipe." in err and "No problems" not in out
+
+
+def test_a_small_machine_is_said_of_a_recipe_of_one_s_own(asked_for):
+    code, out, err = asked_for(machine=replace(PLAIN, encoders=(replace(X264, ok=False), NO_NVENC)))
+    assert code == 3 and "no encoder for H.264 works" in out and "Give the commands under 'Problems'" in err

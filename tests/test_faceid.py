@@ -271,7 +271,7 @@ def test_a_recipe_whose_pack_differs_is_refused_before_anything_is_made(folder):
 
 def test_models_that_are_not_there_and_licences(folder):
     gone = LOCK.replace("faceid.bin", "gone.bin")
-    with pytest.raises(ModelError, match=r"no model is called 'gone\.bin'"):
+    with pytest.raises(ConfigError, match=r"no model is called 'gone\.bin'"):
         Assembly(load_recipe(write(folder, gone, "gone.toml")), "cpu")
     with pytest.raises(ConfigError, match="licence is not known"):
         Assembly(load_recipe(folder / "own.toml"), "cpu", commercial=True)

@@ -205,7 +205,7 @@ def test_files_of_the_wrong_kind_are_refused(folder, tmp_path):
         OnnxEncoder(tmp_path / "broken.onnx", name="toy", thresholds=THRESHOLDS)
     with pytest.raises(ConfigError, match="onnx_pack, crate"):
         load_encoder("arcface", folder / "recogniser.onnx", name="toy", thresholds=THRESHOLDS)
-    with pytest.raises(ModelError):
+    with pytest.raises(ConfigError, match="no model is called"):
         load_encoder("onnx_pack", folder / "recogniser.onnx", name="no such name in the catalog")
 
 

@@ -14,8 +14,8 @@ import toys
 from facelock.errors import FaceLockError, InterruptedRunError
 from facelock.job import Job
 from facelock.journal import Resume
+from facelock.lanes import kept_behind
 from facelock.pipeline import Made, Pipeline
-from facelock.runtime import kept_behind
 
 JOB = Job("a woman talking", 19 / 12, 3)  # 19 frames: 6 + 4 + 4 + 4 + 1
 CAST = (toys.identity(),)

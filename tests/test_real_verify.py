@@ -20,10 +20,10 @@ from facelock.cli import main
 from facelock.errors import InputError, ModelError
 from facelock.identity import identity_from_picture
 from facelock.images import read_picture
+from facelock.lanes import ahead
 from facelock.ledger import Judge, ReadabilityLimits, measure
 from facelock.perception import open_perception
 from facelock.report.figures import Series, clip_figures
-from facelock.runtime import ahead
 from facelock.types import LedgerRow, Status, Thresholds, Unreadable
 from facelock.video.writing import SegmentWriter, join_segments, read_chunks
 

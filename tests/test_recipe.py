@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -79,12 +80,57 @@ def test_unknown_name_suggests_the_nearest():
             "[speed.cache]\nkind = 'pab'\nwindow = [800, 100]\n[lock] ",
             "window = .800, 100. holds no",
         ),
+        (
+            "[lock] ",
+            "[speed.cache]\nkind = 'pab'\nthreshold = 0.1\n[lock] ",
+            r"toml: speed.cache.threshold has no effect with kind = 'pab'\. It goes by every and window\. Correct",
+        ),
+        (
+            "[lock] ",
+            "[speed.cache]\nkind = 'first_block'\nwindow = [100, 700]\n[lock] ",
+            "speed.cache.window has no effect with kind = 'first_block'",
+        ),
+        (
+            "[lock] ",
+            "[speed.cache]\nkind = 'sea'\nmots = 3\n[lock] ",
+            "mots: unknown key, did you mean 'most'",
+        ),
+        ("size = [64, 64]", "size = [0, 64]", r"blueprint.size.0: .*greater than or equal to 1 \(found 0\)"),
+        ("size = [64, 64]", "size = [64, -64]", "blueprint.size.1: "),
+        ("fps = 12", "fps = -12", "blueprint.fps"),
+        ("steps = 8", "steps = 0", "blueprint.steps"),
+        ("steps = 8", "steps = -8", "blueprint.steps"),
+        ("window = 17", "window = -17", "blueprint.window"),
+        ("context = 5", "context = 0", "blueprint.context"),
     ],
 )
 def test_mistakes_are_named(tmp_path, before, after, words):
     assert before in DEFAULT
     with pytest.raises(ConfigError, match=words):
         load_recipe(write(tmp_path, DEFAULT.replace(before, after, 1)))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "end"),
+    [
+        (
+            "ladder = [1.0",
+            "lader = [1.0",
+            "lock.lader: unknown key, did you mean 'ladder'? Correct the recipe.",
+        ),
+        ("crf = 16", "crf = 99", "(found 99). Correct the recipe."),
+        ("schema = ", "shema = ", "shema: unknown key, did you mean 'schema'? Correct the recipe."),
+    ],
+)
+def test_no_mark_stands_beside_another(tmp_path, before, after, end):
+    text = DEFAULT.replace(before, after, 1)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, text))
+    assert str(caught.value).endswith(end)
+    every = write(tmp_path, text.replace("crf = 16", "crf = 99").replace("fps = 12", "fpss = 12"))
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(every)
+    assert not re.search(r"[?.;:!,][.;:,!]|[?.;] ;", str(caught.value)), str(caught.value)
 
 
 def test_all_mistakes_at_once(tmp_path):
@@ -134,7 +180,7 @@ def test_all_mistakes_in_options_at_once_with_the_others(tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_recipe(write(tmp_path, text))
     for words in (
-        "blueprint.options.conditioning_scal: unknown key, did you mean 'conditioning_scale'?;",
+        "blueprint.options.conditioning_scal: unknown key, did you mean 'conditioning_scale'? encode.crf",
         "blueprint.options.reference_pictures: input should be a valid integer (found 1.5)",
         "blueprint.options.guidance_scale_2: input should be a valid number (found 'much')",
         "encode.crf",

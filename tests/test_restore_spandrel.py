@@ -16,7 +16,7 @@ from facelock.errors import ConfigError, DeviceError, EnvironmentFailure, ModelE
 from facelock.geometry import FFHQ512, similarity_from_landmarks
 from facelock.restoration import restorer_class, upscaler_class
 from facelock.restoration.compact_upscaler import CompactUpscaler
-from facelock.restoration.spandrel_net import torchvision_command
+from facelock.restoration.extra import torchvision_command
 from facelock.restoration.spandrel_restorer import SpandrelRestorer
 from facelock.restoration.spandrel_upscaler import SpandrelUpscaler
 
@@ -108,10 +108,12 @@ def test_a_torchvision_that_is_missing_or_broken_is_said(tmp_path, monkeypatch, 
 
 
 def test_the_torchvision_that_belongs_to_a_torch():
-    cpu = "pip install --upgrade 'torchvision==0.28.*' --index-url https://download.pytorch.org/whl/cpu"
+    cpu = "pip install --upgrade --no-deps 'torchvision==0.28.*' --index-url https://download.pytorch.org/whl/cpu"
     assert torchvision_command("2.13.0+cpu") == cpu
-    assert torchvision_command("2.6.0") == "pip install --upgrade 'torchvision==0.21.*'"
-    assert torchvision_command("3.0.0+cu140").startswith("pip install --upgrade torchvision --index-url")
+    assert torchvision_command("2.6.0") == "pip install --upgrade --no-deps 'torchvision==0.21.*'"
+    assert torchvision_command("3.0.0+cu140").startswith(
+        "pip install --upgrade --no-deps torchvision --index-url"
+    )
 
 
 def test_faces_are_restored_each_by_itself(tmp_path, spandrel):  # noqa: F811

@@ -13,13 +13,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from facelock.errors import ConfigError, DeviceError, ModelError, StorageError
+from facelock.lanes import side_by_side
 from facelock.runtime import (
     BatchSession,
     derive_seed,
     open_session,
     require_space,
     resolve_device,
-    side_by_side,
 )
 
 

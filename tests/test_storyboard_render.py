@@ -17,6 +17,7 @@ import facelock
 from facelock import cli
 from facelock.bench.film import Watch
 from facelock.errors import (
+    ConfigError,
     FaceLockError,
     IdentityMissedError,
     InputError,
@@ -28,6 +29,7 @@ from facelock.pipeline import Pipeline
 from facelock.storyboard import Storyboard
 from facelock.storyboards import events
 from facelock.storyboards.film import FilmFolder, status_lines
+from facelock.storyboards.plan import Plan
 from facelock.storyboards.render import retry
 
 HERE = Path(__file__).resolve().parent
@@ -84,13 +86,14 @@ def parts(monkeypatch, tmp_path):
     """Toy stages behind a recipe of their numbers, a cast of two colours, and no ffmpeg for the shots."""
     toys.write_plainly(monkeypatch.setattr)
     made = toys.Parts(judge=Judge())
-    made.loaded = []
+    made.loaded, made.folder = [], tmp_path
 
     def from_recipe(recipe, device):
         made.loaded.append(recipe.name)
         return Pipeline(recipe, made)
 
     monkeypatch.setattr(Pipeline, "from_recipe", from_recipe)
+    monkeypatch.setattr("facelock.storyboards.render.require_ready", lambda *_, **__: None)
     monkeypatch.setattr("facelock.storyboards.render.make_edit", lambda *_: {})
     (tmp_path / "toy.toml").write_text(RECIPE)
     for name in ("maria", "tom"):
@@ -452,3 +455,33 @@ def test_a_take_that_is_still_being_published_is_not_made(parts):
     assert folder.is_made(key)
     folder.files(key).partial.mkdir()
     assert not folder.is_made(key)
+
+
+def test_a_memory_plan_is_remembered_shot_by_shot(parts):
+    """--vram of render holds for all shots, that of retry for one, until another is given."""
+
+    def planned():
+        return {
+            name: shot["vram"]
+            for name, shot in json.loads(Path("film/film.json").read_text())["shots"].items()
+        }
+
+    facelock.render(board(), "film", vram=24)
+    assert planned() == {"s010": 24, "s020": 24, "s030": 24}
+    made = digests()
+    facelock.render(board(), "film")
+    assert planned() == {"s010": 24, "s020": 24, "s030": 24} and digests() == made
+    retry("film", "2", vram=16)
+    assert planned() == {"s010": 24, "s020": 16, "s030": 24}
+    taken = {unit.name: unit.recipe.memory.vram for unit in Plan.of(board()).planned(planned()).units}
+    assert taken == planned()
+    with pytest.raises(ConfigError, match=r"There is no plan for --vram 13\. Give one of: 8, 12"):
+        facelock.render(board(), "film", vram=13)
+
+
+def test_what_a_recipe_lacks_is_said_before_the_first_shot(parts, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.chdir(parts.folder)
+    with pytest.raises(ConfigError, match="no model is called 'toy'"):
+        facelock.render(board(), "film")
+    assert not Path("film").exists()

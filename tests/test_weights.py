@@ -14,7 +14,7 @@ from real import ASSETS, needs_assets
 from safetensors.torch import save_file
 
 from facelock.assets import asset_dir
-from facelock.errors import ModelError
+from facelock.errors import ConfigError, ModelError
 from facelock.weights import (
     catalog,
     digest,
@@ -66,11 +66,11 @@ def test_a_file_that_was_changed_is_refused(models):
 
 
 def test_an_unknown_name_names_the_nearest(models):
-    with pytest.raises(ModelError, match=r"'mini/onne'\. Known ones near it: mini/one"):
+    with pytest.raises(ConfigError, match=r"'mini/onne'\. Known ones near it: mini/one"):
         locate("mini/onne")
-    with pytest.raises(ModelError, match=r"'zzz'\. See `facelock models list`\.$"):
+    with pytest.raises(ConfigError, match=r"'zzz'\. See `facelock models list`\.$"):
         locate("zzz")
-    with pytest.raises(ModelError, match=r"^\./nowhere\.onnx: there is no such model file"):
+    with pytest.raises(ConfigError, match=r"^\./nowhere\.onnx: there is no such model file"):
         locate("./nowhere.onnx")
 
 

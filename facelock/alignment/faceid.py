@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from torch.nn import functional
 from facelock.alignment.warp import SIZES, WarpAligner
 from facelock.errors import ConfigError, InputError, ModelError
 from facelock.faces.dense import DenseReader
-from facelock.portrait import PortraitDiffusion, PortraitSettings
+from facelock.portrait.diffusion import CoreOptions, PortraitDiffusion
 from facelock.types import CropSpec, Identity
 
 logger = logging.getLogger(__name__)
@@ -43,18 +44,13 @@ class FaceID:
         self,
         path: str | Path,
         *,
-        adapter: str | Path,
-        encoder: str,
-        trained_with: str | None = None,
-        batch: int = 4,
-        device: torch.device | str = "cpu",
-        settings: PortraitSettings | None = None,
         start: str | None = None,
         reader: DenseReader | None = None,
-        core: PortraitDiffusion | None = None,
+        opened: PortraitDiffusion | None = None,
+        **core: Unpack[CoreOptions],
     ) -> None:
-        """Load the checkpoint folder ``path`` and the ``adapter``: see :class:`facelock.portrait.PortraitDiffusion`;
-        or work with a ``core`` that has loaded them.
+        """Load the folder ``path``; ``core`` are the options of :class:`facelock.portrait.PortraitDiffusion`.
+        Or work with one that somebody has ``opened``.
 
         ``start`` is ``warp`` or None; where the landmarks that warping needs are not on this machine, that is said
         once and faces start from the frame. ``reader`` finds them in place of the default one. Raises
@@ -64,17 +60,9 @@ class FaceID:
             raise ConfigError(
                 f"faceid cannot start from {start!r}. Give {' or '.join(STARTS)}, or leave it out."
             )
-        self.core = core or PortraitDiffusion(
-            path,
-            adapter=adapter,
-            encoder=encoder,
-            trained_with=trained_with,
-            batch=batch,
-            device=device,
-            settings=settings,
-        )
-        self.encoder = encoder
-        self._start = WarpStart.open(encoder, self.crop.size, reader) if start == "warp" else None
+        self.core = opened or PortraitDiffusion(path, **core)
+        self.encoder = core["encoder"]
+        self._start = WarpStart.open(self.encoder, self.crop.size, reader) if start == "warp" else None
 
     @property
     def crop(self) -> CropSpec:

@@ -16,7 +16,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from facelock.errors import ModelError
+from facelock.alignment.formats import require_inswapper
 from facelock.geometry import INSWAPPER128
 from facelock.runtime import BUSY_BATCH, BatchSession
 from facelock.types import CropSpec, Identity
@@ -37,12 +37,8 @@ class InSwapper:
         self.encoder = encoder
         self._session = BatchSession(path, device, batch=batch, on_cpu=BUSY_BATCH, widen=True)
         self.side_by_side = torch.device(device).type == "cpu"
+        require_inswapper(Path(path))
         shapes = self._session.inputs
-        side = self.crop.size
-        if len(shapes) != 2 or [s[2:] for s in shapes.values() if len(s) == 4] != [[side, side]]:
-            raise ModelError(
-                f"{path}: not an inswapper-format model (two inputs, {side} × {side}). Give another file."
-            )
         (self._target,) = (name for name, shape in shapes.items() if len(shape) == 4)
         (self._source,) = (name for name, shape in shapes.items() if len(shape) == 2)
         self._emap = read_emap(Path(path))
@@ -67,11 +63,5 @@ class InSwapper:
 
 
 def read_emap(path: Path) -> np.ndarray:
-    """The last initializer of the graph, (D, D) float64. Raises ``ModelError`` when it is no square matrix."""
-    initializers = onnx.load(path).graph.initializer
-    emap = numpy_helper.to_array(initializers[-1]) if initializers else np.zeros(0)
-    if emap.ndim != 2 or emap.shape[0] != emap.shape[1]:
-        raise ModelError(
-            f"{path}: the last initializer is no square embedding map. Give an inswapper-format model."
-        )
-    return emap.astype(np.float64)
+    """The last initializer of the graph, (D, D) float64."""
+    return numpy_helper.to_array(onnx.load(path).graph.initializer[-1]).astype(np.float64)

@@ -113,7 +113,7 @@ def portraits(bench: Bench, count: int) -> None:
 
 def _portrait(bench: Bench, what: str, settings: PortraitSettings, frames: Tensor, count: int) -> Line:
     core = BuiltPortrait(bench, settings)
-    aligner: Any = FaceID("", adapter="", encoder=ENCODER, core=core)
+    aligner: Any = FaceID("", adapter="", encoder=ENCODER, opened=core)
     locker, people = Locker(face_pack(bench, count), aligner, ladder=[0.4], target=NEVER), cast(count)
     work: Callable[[], object] = lambda: locker.lock(frames, people)  # noqa: E731 - one of two arms
     line = bench.time(f"{what}, {len(frames)} frames, {count} faces each", work, cost=9, rounds=1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from facelock.bench.gpu_bench import Bench
 from facelock.blueprint.checkpoint import Checkpoint, Place
+from facelock.blueprint.fits import Asked
 from facelock.blueprint.skyreels_v2 import SkyReelsV2
 from facelock.nets.taehv import TinyDecoder
 
@@ -121,7 +122,7 @@ class Built(SkyReelsV2):
         )  # fmt: skip
         self._prompts = {text: words(bench) for text in ("", "a prompt")}
 
-    def _load(self, dtype: torch.dtype, place: Place | None) -> Checkpoint:
+    def _load(self, dtype: torch.dtype, asked: Asked, place: Place | None) -> Checkpoint:
         return self._parts
 
 

@@ -31,11 +31,11 @@ from facelock.bench.real_photos import ASSETS, YUNET, measure, open_pack, recogn
 from facelock.bench.tables import interval, number, publish, require_cpu, table
 from facelock.errors import InputError
 from facelock.faces import Pack, YunetDetector
+from facelock.lanes import ahead
 from facelock.ledger import Judge
 from facelock.perception import open_perception
 from facelock.protocols import Progress
 from facelock.report.figures import Series, clip_figures
-from facelock.runtime import ahead
 from facelock.types import Chunk, Identity, LedgerRow, Status
 from facelock.video.writing import probe, read_chunks
 

@@ -3,7 +3,7 @@
 ::
 
     layout = Layout(
-        pipelines=("SkyReelsV2DiffusionForcing*",),
+        kind="skyreels_v2",
         networks={"transformer": SkyReelsV2Transformer3DModel, "vae": AutoencoderKLWan},
         schedulers=(UniPCMultistepScheduler,),
     )
@@ -17,22 +17,20 @@ read into the CPU's memory first and then put where they run, by a memory plan (
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
-from facelock.errors import DeviceError, ModelError, first_line
+from facelock.blueprint.fits import PIPELINES, REMEDY, Asked, Config, misfits, read_configs, read_index
+from facelock.errors import ModelError
+from facelock.weights import pretrained
+from facelock.weights.pretrained import load_network, load_part
 
-REMEDY = "Pull or export the model again."
 Place = Callable[[Mapping[str, torch.nn.Module]], None]
 """Puts the networks, by name, where they run: on one device, or in and out of it as a memory plan says."""
 
@@ -41,8 +39,8 @@ Place = Callable[[Mapping[str, torch.nn.Module]], None]
 class Layout:
     """What the folder of one kind of checkpoint holds, each part in a folder of its own name."""
 
-    pipelines: tuple[str, ...]
-    """Class names that ``model_index.json`` may give for the whole; ``*`` stands for any ending."""
+    kind: str
+    """Of :data:`facelock.blueprint.BACKBONES`, whose rules hold (:mod:`facelock.blueprint.fits`)."""
     networks: Mapping[str, Any]
     """Folder → class whose ``from_pretrained`` reads it."""
     schedulers: tuple[Any, ...]
@@ -70,6 +68,17 @@ class Checkpoint:
         """The tokenizer of a checkpoint that has one."""
         return self.others["tokenizer"]
 
+    def require_fit(self, kind: str, folder: str | Path, asked: Asked) -> None:
+        """Raise the first of what the checkpoint cannot do of what is ``asked``, by what was really loaded."""
+        parts = {**self.networks, "scheduler": self.scheduler}
+        configs: dict[str, Config] = {name: part.config for name, part in parts.items() if _has_config(part)}
+        for error in misfits(kind, str(folder), {**configs, "model_index": self.index}, asked):
+            raise error
+
+
+def _has_config(part: Any) -> bool:
+    return isinstance(getattr(part, "config", None), Mapping)
+
 
 def load_checkpoint(
     folder: Path,
@@ -77,15 +86,19 @@ def load_checkpoint(
     *,
     device: str | torch.device,
     dtype: torch.dtype,
+    asked: Asked | None = None,
     place: Place | None = None,
 ) -> Checkpoint:
     """Load what ``layout`` names; networks in ``dtype`` but for those it wants in float32.
 
-    All is read and checked on the CPU; then ``place`` puts the networks where they run (default: every one on
-    ``device``). Raises :class:`ModelError` for a folder that is missing, incomplete, damaged or of another kind, and
+    What is ``asked`` is held against the folder's configurations first. All is read and checked on the CPU; then
+    ``place`` puts the networks where they run (default: every one on ``device``). Raises ``ConfigError`` for what the
+    checkpoint cannot do, :class:`ModelError` for a folder that is missing, incomplete, damaged or of another kind, and
     :class:`DeviceError` when the device is absent or too small.
     """
-    index = _model_index(folder, layout.pipelines)
+    index = read_index(folder, PIPELINES[layout.kind])
+    for error in misfits(layout.kind, str(folder), read_configs(folder, index), asked) if asked else ():
+        raise error
     scheduler = _scheduler_class(index, layout, folder)
     wanted = {
         name: network
@@ -93,12 +106,17 @@ def load_checkpoint(
         if not (name in layout.optional and _left_out(index, name))
     }
     with device_errors(str(device)):
-        others = {name: _part(folder, name, kind) for name, kind in layout.others.items()}
+        others = {
+            name: load_part(folder, name, kind.from_pretrained, REMEDY)
+            for name, kind in layout.others.items()
+        }
         networks = {
-            name: _network(folder, name, network, torch.float32 if name in layout.float32 else dtype)
+            name: load_network(
+                folder, name, network, torch.float32 if name in layout.float32 else dtype, REMEDY
+            )
             for name, network in wanted.items()
         }
-        schedule = _part(folder, "scheduler", scheduler)
+        schedule = load_part(folder, "scheduler", scheduler.from_pretrained, REMEDY)
         (place or all_on(device))(networks)
     return Checkpoint(networks, others, schedule, index)
 
@@ -113,38 +131,9 @@ def all_on(device: str | torch.device) -> Place:
     return place
 
 
-@contextmanager
-def device_errors(device: str) -> Iterator[None]:
-    """Turn what a device says when it is absent, full or lost into :class:`DeviceError`."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise DeviceError(
-            f"The blueprint ran out of memory on {device}. Choose a smaller window, size or model."
-        ) from error
-    except (RuntimeError, AssertionError) as error:
-        text = str(error)
-        if "allocate memory" in text or "CUDA" in text or "NVIDIA" in text:
-            raise DeviceError(
-                f"The blueprint cannot use {device} ({first_line(error)}). Check it, or give --device cpu."
-            ) from error
-        raise
-
-
-def _model_index(folder: Path, pipelines: tuple[str, ...]) -> dict[str, Any]:
-    path = folder / "model_index.json"
-    if not path.is_file():
-        found = "is not a folder" if not folder.is_dir() else "has no model_index.json"
-        raise ModelError(f"{folder} {found}, so it holds no blueprint. Check the recipe's model name.")
-    try:
-        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        kind = str(index["_class_name"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged ({first_line(error)}). {REMEDY}") from error
-    if not any(fnmatchcase(kind, pattern) for pattern in pipelines):
-        wanted = " or ".join(pattern.replace("*", "Pipeline") for pattern in pipelines)
-        raise ModelError(f"{folder} holds a {kind[:80]}, not a {wanted}. Check the recipe's model name.")
-    return index
+def device_errors(device: str | torch.device) -> AbstractContextManager[None]:
+    """Turn what a device says when it is absent, full or lost into ``DeviceError``."""
+    return pretrained.device_errors(device, "The blueprint", "Choose a smaller window, size or model.")
 
 
 def _scheduler_class(index: Mapping[str, Any], layout: Layout, folder: Path) -> Any:
@@ -165,43 +154,3 @@ def _class_name(index: Mapping[str, Any], part: str, folder: Path) -> str:
         return str(index[part][1])
     except (KeyError, IndexError, TypeError) as error:
         raise ModelError(f"{folder}/model_index.json names no {part}. {REMEDY}") from error
-
-
-def _part(folder: Path, name: str, kind: Any, **options: Any) -> Any:
-    """Call a ``from_pretrained`` quietly, whatever goes wrong with the files becoming a ModelError."""
-    path = folder / name
-    if not path.is_dir():
-        raise ModelError(f"{folder} lacks its {name}/ folder. {REMEDY}")
-    try:
-        with _no_progress_bar():
-            return kind.from_pretrained(path, local_files_only=True, **options)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
-        raise ModelError(f"{path} cannot be loaded ({first_line(error)}). {REMEDY}") from error
-
-
-def _network(folder: Path, name: str, network: Any, dtype: torch.dtype) -> torch.nn.Module:
-    model, info = _part(
-        folder, name, network, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
-    )
-    wanting = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ()]
-    if wanting:
-        raise ModelError(f"{folder / name} lacks {len(wanting)} weights, {wanting[0]} first. {REMEDY}")
-    for key, weight in model.named_parameters():
-        if not torch.isfinite(weight.detach().sum(dtype=torch.float32)):
-            raise ModelError(f"{folder / name}: {key} holds values that are not finite. {REMEDY}")
-    loaded: torch.nn.Module = model.eval().requires_grad_(False)
-    return loaded
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Silence the bar that transformers draws while it loads."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

@@ -11,19 +11,9 @@ import ftfy
 import torch
 from torch import Tensor
 
-from facelock.errors import ConfigError, FaceLockError, InputError
+from facelock.errors import InputError, NotFiniteError
 
 logger = logging.getLogger(__name__)
-
-
-class NotFiniteError(FaceLockError):
-    """A denoising step gave NaN or infinity."""
-
-
-def require(holds: bool, found: str, allowed: str) -> None:
-    """Raise ``ConfigError`` unless ``holds``: what was ``found`` in the recipe, and what is ``allowed``."""
-    if not holds:
-        raise ConfigError(f"The blueprint cannot work with {found}. Give {allowed} in the recipe.")
 
 
 def check_context(context: Tensor | None, frames: int, size: tuple[int, int]) -> None:
@@ -43,7 +33,7 @@ def clean_text(text: str) -> str:
 def decoded(vae: Any, decode: Callable[[], Tensor]) -> Tensor:
     """What ``decode`` makes of latents with ``vae``, (1, 3, T, H, W) in [-1, 1], as (T, 3, H, W) float32 in [0, 1].
 
-    On the CPU. Where memory is short it goes on in tiles. Raises ``FaceLockError`` for values that are not finite.
+    On the CPU. Where memory is short it goes on in tiles. Raises ``NotFiniteError``.
     """
     video = _if_it_fits(decode)
     if video is None:  # not within the except: an error holds on to all that lay in memory when it was raised
@@ -54,7 +44,7 @@ def decoded(vae: Any, decode: Callable[[], Tensor]) -> Tensor:
             vae.use_framewise_decoding = True
         video = decode()
     if not torch.isfinite(video).all():
-        raise FaceLockError("The blueprint's VAE gave values that are not finite. Try another seed.")
+        raise NotFiniteError("The blueprint's VAE gave values that are not finite. Try another seed.")
     return (video[0].transpose(0, 1).float() / 2 + 0.5).clamp(0, 1).cpu()
 
 

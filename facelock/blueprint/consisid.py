@@ -31,10 +31,11 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
-from facelock.blueprint.common import clean_text, decoded, require
+from facelock.blueprint.common import clean_text, decoded
 from facelock.blueprint.consisid_features import FeatureFolder, Features, FeatureSource
+from facelock.blueprint.fits import Asked
 from facelock.blueprint.published import sampler, watched
-from facelock.errors import ConfigError, InputError, ModelError
+from facelock.errors import InputError
 from facelock.precision import resolve_dtype
 from facelock.protocols import Guide
 from facelock.types import Identity
@@ -42,7 +43,7 @@ from facelock.types import Identity
 logger = logging.getLogger(__name__)
 
 LAYOUT = Layout(
-    pipelines=("ConsisIDPipeline",),
+    kind="consisid",
     networks={
         "text_encoder": T5EncoderModel,
         "transformer": ConsisIDTransformer3DModel,
@@ -90,17 +91,26 @@ class ConsisID:
         self.window, self.context, self.steps = window, context, steps
         self.guidance_scale, self.negative_prompt, self.on_step = guidance_scale, negative_prompt, on_step
         self.device = torch.device(device)
-        if flow_shift is not None or context_noise or guide is not None:
-            raise ConfigError("ConsisID takes no flow_shift, context_noise or guidance. Leave them out.")
-        require(steps >= 1, f"steps = {steps}", "1 or more")
-        self.features = _source(features)
         dtype = resolve_dtype(precision, self.device)
-        parts = load_checkpoint(Path(folder), LAYOUT, device=self.device, dtype=dtype, place=place)
+        asked = Asked(
+            self.size,
+            window,
+            context,
+            steps,
+            context_noise,
+            flow_shift,
+            guided=guide is not None,
+            options={"features": features},
+        )
+        parts = load_checkpoint(
+            Path(folder), LAYOUT, device=self.device, dtype=dtype, asked=asked, place=place
+        )
+        parts.require_fit(LAYOUT.kind, folder, asked)
+        self.features = _source(features)
         self.modules: Mapping[str, torch.nn.Module] = parts.networks
         """The loaded networks by name: ``text_encoder``, ``transformer``, ``vae``."""
         self._scheduler = parts.scheduler
         self._pipe = sampler(ConsisIDPipeline, parts, self.device)
-        self._refuse_checkpoint(str(folder))
 
     @property
     def chunk(self) -> int:
@@ -118,7 +128,7 @@ class ConsisID:
         """Return the clip, (window, 3, H, W) float32 in [0, 1] on the CPU, of the first of ``references``.
 
         The same arguments give the same bytes on the same device. Raises ``InputError`` for a context, and where
-        nobody or nobody known is referred to, ``DeviceError`` when memory runs out, and ``FaceLockError`` where
+        nobody or nobody known is referred to, ``DeviceError`` when memory runs out, and ``NotFiniteError`` where
         latents or frames stopped being finite.
         """
         if context is not None:
@@ -181,38 +191,6 @@ class ConsisID:
         latents = -(-(self.window - 1) // self._pipe.vae_scale_factor_temporal) + 1
         return int(latents + 1 - latents % 2)
 
-    def _refuse_checkpoint(self, folder: str) -> None:
-        """Refuse what this checkpoint cannot do, each with the numbers that would fit."""
-        pipe, network = self._pipe, self._pipe.transformer.config
-        if (
-            network.is_kps
-            or not network.is_train_face
-            or network.in_channels != 2 * pipe.vae.config.latent_channels
-        ):
-            raise ModelError(
-                f"{folder}: its transformer is not told of a face. Use ConsisID's own checkpoint."
-            )
-        scale, patch = pipe.vae_scale_factor_spatial, network.patch_size
-        if network.use_learned_positional_embeddings:
-            native = network.sample_height * scale, network.sample_width * scale
-            require(self.size == native, f"size = {self.size}", f"{native}, the only size it knows")
-        whole = min(self.size) > 0 and not any(side % (scale * patch) for side in self.size)
-        require(whole, f"size = {self.size}", f"n * {scale * patch}")
-        longest = int(network.sample_frames)
-        require(1 < self.window <= longest, f"window = {self.window}", f"2 to {longest}")
-        require(
-            1 <= self.context < self.window,
-            f"context = {self.context}",
-            f"less than the window, {self.window}",
-        )
-
 
 def _source(features: str | Path | FeatureSource) -> FeatureSource:
-    if callable(features):
-        return features
-    if not str(features):
-        raise ConfigError(
-            "ConsisID needs each face's features, which its own tools compute. "
-            "Name their folder as features under [blueprint.options], or use another recipe."
-        )
-    return FeatureFolder(features)
+    return features if callable(features) else FeatureFolder(features)

@@ -32,12 +32,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from facelock.errors import ConfigError, InputError
+from facelock.blueprint.fits import FEATURE_REMEDY, feature_file
+from facelock.errors import InputError
 from facelock.types import Identity
 
 LARGEST_FILE = 1 << 28
 """Bytes; the published model's features are 12 MB."""
-_REMEDY = "Compute it again with ConsisID's own tools (facelock/blueprint/consisid_features.py says how)."
 
 
 @dataclass(frozen=True)
@@ -64,22 +64,18 @@ class FeatureFolder:
     """Reads ``<character's name>.safetensors`` from a folder."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Raises ``ConfigError`` where ``folder`` is none."""
+        """That ``folder`` is one was asked before (:mod:`facelock.blueprint.fits`)."""
         self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise ConfigError(f"{self.folder}: is no folder of ConsisID features. Correct it in the recipe.")
 
     def __call__(self, identity: Identity) -> Features:
         """The features of that name. Raises ``InputError`` for a file that is missing or damaged."""
-        path = self.folder / f"{identity.name}.safetensors"
-        if not path.is_file():
-            raise InputError(f"{path}: ConsisID's features of {identity.name} are missing. {_REMEDY}")
+        path = feature_file(self.folder, identity.name)
         try:
             if path.stat().st_size > LARGEST_FILE:
-                raise InputError(f"{path}: {path.stat().st_size} bytes are no features. {_REMEDY}")
+                raise InputError(f"{path}: {path.stat().st_size} bytes are no features. {FEATURE_REMEDY}")
             return _features(load(path.read_bytes()))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise InputError(f"{path}: cannot be used ({error}). {_REMEDY}") from error
+            raise InputError(f"{path}: cannot be used ({error}). {FEATURE_REMEDY}") from error
 
 
 def _features(stored: Mapping[str, Tensor]) -> Features:

@@ -30,13 +30,10 @@ from torch import Tensor
 from transformers import UMT5EncoderModel
 
 from facelock.blueprint.checkpoint import Layout
-from facelock.blueprint.common import require
+from facelock.blueprint.fits import SECTION
 from facelock.blueprint.wan_base import WanBackbone
-from facelock.errors import ModelError
 from facelock.types import Identity
 
-SECTION = 9
-"""Latents that are made at once, as the published checkpoints were trained."""
 HISTORY = (16, 2, 1)
 """Latents of the past at a quarter, at half and at full resolution, the oldest first."""
 
@@ -58,9 +55,8 @@ class Helios(WanBackbone):
     published pipeline draws for a video that it did not make itself.
     """
 
-    most_context_noise = 0.2
     layout = Layout(
-        pipelines=("HeliosPipeline",),
+        kind="helios",
         networks={
             "text_encoder": UMT5EncoderModel,
             "transformer": HeliosTransformer3DModel,
@@ -177,20 +173,4 @@ class Helios(WanBackbone):
 
     def _shifted(self, scheduler: Any, flow_shift: float | None) -> Any:
         """The scheduler as it is: its shift depends on the picture's size."""
-        require(flow_shift is None, f"flow_shift = {flow_shift}", "none: Helios shifts by the picture's size")
-        if scheduler.config.stages != 1:
-            raise ModelError(
-                f"The blueprint's scheduler works in {scheduler.config.stages} stages. Use a Helios base checkpoint."
-            )
         return scheduler
-
-    def _check_settings(self, folder: str) -> None:
-        """Refuse what this checkpoint cannot do, each with the numbers that would fit."""
-        super()._check_settings(folder)
-        section, channels = self._section_frames(), self._vae.config.z_dim
-        require(self.context % section == 0, f"context = {self.context}", f"n * {section} frames")
-        if self._transformer.config.in_channels != channels:
-            raise ModelError(
-                f"{folder}: the transformer takes {self._transformer.config.in_channels} channels, the VAE makes "
-                f"{channels}. Use the parts of one model."
-            )

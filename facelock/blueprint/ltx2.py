@@ -46,11 +46,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Gemma3ForConditionalGeneration
 
-from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
-from facelock.blueprint.common import check_context, clean_text, decoded, require
+from facelock.blueprint.checkpoint import Checkpoint, Layout, Place, device_errors, load_checkpoint
+from facelock.blueprint.common import check_context, clean_text, decoded
+from facelock.blueprint.fits import Asked
 from facelock.blueprint.published import sampler, watched
 from facelock.blueprint.x0_edit import guided
-from facelock.errors import ConfigError, FaceLockError, ModelError
+from facelock.errors import NotFiniteError
 from facelock.precision import resolve_dtype
 from facelock.protocols import Guide
 from facelock.types import Identity, Sound
@@ -79,7 +80,7 @@ class _Vocoder:
 
 
 LAYOUT = Layout(
-    pipelines=("LTX2*",),
+    kind="ltx2",
     networks={
         "text_encoder": Gemma3ForConditionalGeneration,
         "connectors": LTX2TextConnectors,
@@ -142,19 +143,26 @@ class LTX2:
         self.negative_prompt, self.context_noise = negative_prompt, context_noise
         self.on_step, self.guide, self.reference_strength = on_step, guide, reference_strength
         self.device = torch.device(device)
-        self._scales = _for_both(
-            modality_scale=modality_scale, guidance_rescale=guidance_rescale, stg_scale=stg_scale
-        )
-        self._scales |= {"guidance_scale": guidance_scale, "audio_guidance_scale": audio_guidance_scale}
-        self._scales["spatio_temporal_guidance_blocks"] = [stg_block] if stg_scale else None
-        self._refuse_settings(flow_shift)
+        self._scales: dict[str, Any] = {
+            "guidance_scale": guidance_scale,
+            "audio_guidance_scale": audio_guidance_scale,
+            "spatio_temporal_guidance_blocks": [stg_block] if stg_scale else None,
+        } | _for_both(modality_scale=modality_scale, guidance_rescale=guidance_rescale, stg_scale=stg_scale)
         dtype = resolve_dtype(precision, self.device)
-        parts = load_checkpoint(Path(folder), LAYOUT, device=self.device, dtype=dtype, place=place)
+        own = {"stg_scale": stg_scale, "stg_block": stg_block, "reference_strength": reference_strength}
+        asked = Asked(self.size, window, context, steps, context_noise, flow_shift, options=own)
+        parts = load_checkpoint(
+            Path(folder), LAYOUT, device=self.device, dtype=dtype, asked=asked, place=place
+        )
+        parts.require_fit(LAYOUT.kind, folder, asked)
+        self._open(parts)
+
+    def _open(self, parts: Checkpoint) -> None:
+        """Set up the pipeline over the loaded parts."""
         self.modules: Mapping[str, torch.nn.Module] = parts.networks
         """The loaded networks by name: ``text_encoder``, ``connectors``, ``transformer``, ``vae``, ..."""
         self._scheduler = parts.scheduler
         self._pipe = sampler(LTX2InContextPipeline, parts, self.device)
-        self._refuse_checkpoint(str(folder))
         self.sample_rate = int(self._pipe.vocoder.config.output_sampling_rate)
         """Samples per second of its sound."""
         self._prompts: dict[str, tuple[Tensor, Tensor]] = {}
@@ -186,7 +194,7 @@ class LTX2:
         The same arguments give the same bytes on the same device.
 
         Raises ``InputError`` for a context of another shape, ``DeviceError`` when memory runs out, and
-        ``FaceLockError`` where latents, pictures or sound stopped being finite.
+        ``NotFiniteError`` where latents, pictures or sound stopped being finite.
         """
         check_context(context, self.context, self.size)
         known = 0 if context is None else self.context
@@ -282,7 +290,7 @@ class LTX2:
                 clean_text(text), do_classifier_free_guidance=False, max_sequence_length=length
             )
             if not torch.isfinite(states).all():
-                raise FaceLockError("The text encoder's output is not finite. Choose a higher precision.")
+                raise NotFiniteError("The text encoder's output is not finite. Choose a higher precision.")
             self._prompts[text] = states.cpu(), mask.cpu()
         return self._prompts[text]
 
@@ -318,7 +326,7 @@ class LTX2:
         spectrogram = self._pipe.audio_vae.decode(latents.float(), return_dict=False)[0]
         heard = self._pipe.vocoder(spectrogram)[0].float()
         if not torch.isfinite(heard).all():
-            raise FaceLockError("The blueprint's sound holds values that are not finite. Try another seed.")
+            raise NotFiniteError("The blueprint's sound holds values that are not finite. Try another seed.")
         return heard.clamp(-1, 1).cpu()
 
     def _sound(self, heard: Tensor, known: int) -> Sound:
@@ -326,46 +334,6 @@ class LTX2:
         begin = round(known / self.fps * self.sample_rate)
         lead = min(begin, round(FADE * self.sample_rate))
         return Sound(heard[:, begin - lead :].contiguous(), self.sample_rate, lead)
-
-    # ------------------------------------------------------------------ checks
-
-    def _refuse_settings(self, flow_shift: float | None) -> None:
-        """Refuse what no checkpoint can do, before any is read."""
-        if flow_shift is not None:
-            raise ConfigError(
-                "LTX-2 shifts its noise by the picture's size. Leave flow_shift out of the recipe."
-            )
-        require(self.steps >= 1, f"steps = {self.steps}", "1 or more")
-        noise, strength = self.context_noise, self.reference_strength
-        require(0 <= noise <= 0.5, f"context_noise = {noise}", "between 0 and 0.5")
-        require(0 <= strength <= 1, f"reference_strength = {strength}", "between 0 and 1")
-        shorter = f"less than the window, {self.window}"
-        require(1 <= self.context < self.window, f"context = {self.context}", shorter)
-
-    def _refuse_checkpoint(self, folder: str) -> None:
-        """Refuse what this checkpoint cannot do, each with the numbers that would fit."""
-        pipe, network = self._pipe, self._pipe.transformer.config
-        sound = pipe.audio_vae.config
-        bands = sound.latent_channels * sound.mel_bins // pipe.audio_vae_mel_compression_ratio
-        if network.patch_size != 1 or network.patch_size_t != 1:
-            raise ModelError(
-                f"{folder}: its transformer joins latents to patches. Use an LTX-2 model, not LTX-Video."
-            )
-        if (network.in_channels, network.audio_in_channels) != (pipe.vae.config.latent_channels, bands):
-            raise ModelError(
-                f"{folder}: the transformer takes {network.in_channels} and {network.audio_in_channels} channels, the "
-                f"autoencoders make {pipe.vae.config.latent_channels} and {bands}. Pull or export the model again."
-            )
-        time = pipe.vae_temporal_compression_ratio
-        require(self.context % time == 1 % time, f"context = {self.context}", f"n * {time} + 1 frames")
-        step = pipe.vae_spatial_compression_ratio
-        whole = min(self.size) > 0 and not any(side % step for side in self.size)
-        require(whole, f"size = {self.size}", f"n * {step}")
-        block, depth = self._scales["spatio_temporal_guidance_blocks"], network.num_layers
-        if block and not network.perturbed_attn:
-            raise ConfigError(f"{folder} has no attention to skip. Give stg_scale = 0 in the recipe.")
-        if block:
-            require(0 <= block[0] < depth, f"stg_block = {block[0]}", f"0 to {depth - 1}")
 
 
 def _for_both(**settings: Any) -> dict[str, Any]:

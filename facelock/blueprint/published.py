@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from facelock.blueprint.checkpoint import Checkpoint
-from facelock.blueprint.common import NotFiniteError
+from facelock.errors import NotFiniteError
 
 OnStep = Callable[[int, int], None]
 AfterStep = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]

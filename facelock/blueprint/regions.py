@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from facelock.errors import ConfigError, InputError
+from facelock.blueprint.fits import region_starts
+from facelock.errors import InputError
 
 SEPARATOR = "|"
 """Between the prompts of regions, from left to right."""
@@ -41,20 +41,11 @@ class Regions:
     @classmethod
     def across(cls, count: int, width: int, window: int) -> Regions:
         """``count`` windows spread evenly over ``width``. Raises ``ConfigError`` where they leave gaps."""
-        if not (0 < window <= width) or count < 1 or (count == 1 and window != width):
-            raise ConfigError(
-                f"{count} regions of {window} latents do not fit a frame of {width}. Correct the recipe's regions."
-            )
-        starts = [round(i * (width - window) / max(count - 1, 1)) for i in range(count)]
-        if any(right - left > window for left, right in pairwise(starts)):
-            raise ConfigError(
-                f"{count} regions of {window} latents leave gaps in a frame of {width}. "
-                "Give more regions, or a narrower size, in the recipe."
-            )
+        starts = region_starts(count, width, window)
         column = torch.arange(width) + 0.5
         # how deep inside its window a column lies: a ramp up, a ramp down, zero outside
         depth = torch.stack([torch.minimum(column - s, s + window - column).clamp(min=0) for s in starts])
-        return cls(tuple(starts), window, depth / depth.sum(0))
+        return cls(starts, window, depth / depth.sum(0))
 
     def blend(self, latents: Tensor, predict: Callable[[Tensor, int], Tensor]) -> Tensor:
         """(1, z, F, h, W) latents → what ``predict(part, region)`` says of each window, mixed, of the same shape."""

@@ -18,6 +18,7 @@ Shapes: F latent frames of a window, h w their size, L text tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from diffusers import (
@@ -30,10 +31,8 @@ from torch import Tensor
 from transformers import UMT5EncoderModel
 
 from facelock.blueprint.checkpoint import Layout
-from facelock.blueprint.common import require
 from facelock.blueprint.regions import Regions, shares
 from facelock.blueprint.wan_base import WanBackbone
-from facelock.errors import ModelError
 
 
 class SkyReelsV2(WanBackbone):
@@ -44,7 +43,7 @@ class SkyReelsV2(WanBackbone):
     """
 
     layout = Layout(
-        pipelines=("SkyReelsV2DiffusionForcing*",),
+        kind="skyreels_v2",
         networks={
             "text_encoder": UMT5EncoderModel,
             "transformer": SkyReelsV2Transformer3DModel,
@@ -58,9 +57,17 @@ class SkyReelsV2(WanBackbone):
         is high, if None) under a prompt of its own (:mod:`facelock.blueprint.regions`)."""
         self._region_count, self._region_width = regions, region_width
 
+    @cached_property
+    def _regions(self) -> Regions:
+        """Where the people stand, in latents."""
+        width = self.size[1] if self._region_count == 1 else self._region_width or self.size[0]
+        return Regions.across(
+            self._region_count, *(side // self._scales()[1] for side in (self.size[1], width))
+        )
+
     def _texts(self, prompt: str) -> list[Tensor]:
         """Text states of each region's prompt."""
-        return [self._embed(part) for part in shares(prompt, len(self._regions.starts))]
+        return [self._embed(part) for part in shares(prompt, self._region_count)]
 
     def _denoise(self, texts: Sequence[Tensor], past: Tensor | None, seed: int) -> Tensor:
         """Clean latents of one window, (1, z, F, h, w) float32, the first of them ``past``."""
@@ -115,27 +122,3 @@ class SkyReelsV2(WanBackbone):
     def _can_pair(self) -> bool:
         # diffusers 0.42 adds the frame-rate embedding in a shape that only fits a batch of one
         return not self._transformer.config.inject_sample_info
-
-    def _check_settings(self, folder: str) -> None:
-        super()._check_settings(folder)
-        time, _ = self._scales()
-        network = self._transformer.config
-        depth, channels = network.patch_size[0], self._vae.config.z_dim
-        if network.in_channels != channels or depth != 1:
-            raise ModelError(
-                f"{folder}: the transformer takes {network.in_channels} channels and patches {depth} latents "
-                f"deep, the VAE makes {channels} channels. Use a text-to-video model."
-            )
-        for name, frames in (("window", self.window), ("context", self.context)):
-            require(frames >= 1 and frames % time == 1 % time, f"{name} = {frames}", f"n * {time} + 1 frames")
-            latents = (frames - 1) // time + 1
-            block = network.num_frame_per_block
-            require(
-                latents % block == 0, f"{name} = {frames}", f"a multiple of {block} latents ({latents} now)"
-            )
-        largest = max(self._latent_shape()[2:])
-        longest = int(network.rope_max_seq_len)
-        require(largest <= longest, f"{largest} latents along one axis", f"at most {longest}")
-        width = self.size[1] if self._region_count == 1 else self._region_width or self.size[0]
-        sides = (side // self._scales()[1] for side in (self.size[1], width))
-        self._regions = Regions.across(self._region_count, *sides)

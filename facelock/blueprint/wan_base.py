@@ -28,10 +28,11 @@ import torch
 from torch import Tensor
 
 from facelock.blueprint.checkpoint import Checkpoint, Layout, Place, device_errors, load_checkpoint
-from facelock.blueprint.common import NotFiniteError, check_context, clean_text, decoded, require
+from facelock.blueprint.common import check_context, clean_text, decoded
+from facelock.blueprint.fits import Asked, wan_scales
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
 from facelock.blueprint.x0_edit import steered
-from facelock.errors import FaceLockError, ModelError
+from facelock.errors import ModelError, NotFiniteError
 from facelock.precision import in_float32, resolve_dtype
 from facelock.protocols import Guide
 from facelock.types import Identity
@@ -47,7 +48,6 @@ class WanBackbone:
     """Base of the Wan family's :class:`facelock.protocols.Backbone`."""
 
     layout: ClassVar[Layout]
-    most_context_noise: ClassVar[float] = 0.06
 
     def __init__(
         self,
@@ -91,25 +91,33 @@ class WanBackbone:
         self._take(**options)
         self.device, self._folder = torch.device(device), Path(folder)
         dtype = resolve_dtype(precision, self.device)
-        parts = self._load(dtype, place)
+        asked = Asked(self.size, window, context, steps, context_noise, flow_shift, options=options)
+        parts = self._load(dtype, asked, place)
+        self._open(parts)
+        parts.require_fit(self.layout.kind, folder, asked)
+        self._scheduler = self._shifted(parts.scheduler, flow_shift)
+        if self.device.type == "cpu" and not reference:
+            accelerate_vae(self._vae)
+        self._bound: str = getattr(place, "bound", "")
+        self._pair_guidance = pair_guidance and not reference and self._can_pair()
+
+    def _open(self, parts: Checkpoint) -> None:
+        """Take the loaded parts."""
         self.modules: Mapping[str, torch.nn.Module] = parts.networks
         """The loaded networks by name: ``text_encoder``, ``transformer``, ``vae``, ..."""
         self._index, self._tokenizer = parts.index, parts.tokenizer
         self._text_encoder, self._vae = (self._network(name) for name in ("text_encoder", "vae"))
         self._transformer = self._network("transformer", "transformer_2")
-        self._scheduler = self._shifted(parts.scheduler, flow_shift)
-        self._check_settings(str(folder))
-        if self.device.type == "cpu" and not reference:
-            accelerate_vae(self._vae)
         config = self._vae.config
         mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
         self._mean, self._std = mean.to(self.device), std.to(self.device)
         self._prompts: dict[str, Tensor] = {}
-        self._pair_guidance = pair_guidance and not reference and self._can_pair()
 
-    def _load(self, dtype: torch.dtype, place: Place | None) -> Checkpoint:
+    def _load(self, dtype: torch.dtype, asked: Asked, place: Place | None) -> Checkpoint:
         """The checkpoint's parts; benchmarks build them instead."""
-        return load_checkpoint(self._folder, self.layout, device=self.device, dtype=dtype, place=place)
+        return load_checkpoint(
+            self._folder, self.layout, device=self.device, dtype=dtype, asked=asked, place=place
+        )
 
     def _network(self, *names: str) -> Any:
         """The first of the networks ``names`` that the checkpoint has."""
@@ -139,7 +147,7 @@ class WanBackbone:
         frames, (context, 3, H, W) in [0, 1]. The same arguments give the same bytes on the same device.
 
         Raises ``InputError`` for a context of another shape, ``DeviceError`` when memory runs out, and
-        ``FaceLockError`` naming the step where the latents stopped being finite, also in float32.
+        ``NotFiniteError`` naming the step where the latents stopped being finite, also in float32 if that can be tried.
         """
         check_context(context, self.context, self.size)
         if self.guide is not None:
@@ -185,10 +193,6 @@ class WanBackbone:
 
     def _shifted(self, scheduler: Any, flow_shift: float | None) -> Any:
         """The checkpoint's scheduler, shifted otherwise if asked."""
-        if getattr(scheduler.config, "use_dynamic_shifting", False):
-            raise ModelError(
-                "The blueprint's scheduler shifts by picture size. Use one with a fixed flow_shift."
-            )
         if flow_shift is None:
             return scheduler
         key = "flow_shift" if "flow_shift" in scheduler.config else "shift"
@@ -197,10 +201,14 @@ class WanBackbone:
     # ------------------------------------------------------------------ denoising
 
     def _sample(self, texts: Any, past: Any, seed: int) -> Tensor:
-        """Denoise one window; when a step is not finite, once more in float32."""
+        """Denoise one window; when a step is not finite, once more in float32, unless the weights are bound."""
         try:
             return self._denoise(texts, past, seed)
         except NotFiniteError as error:
+            if self._bound:
+                raise NotFiniteError(
+                    f"{error} It was not tried again in float32, because {self._bound}."
+                ) from error
             logger.warning("%s Trying this chunk once more in float32.", error)
         with ExitStack() as stack:
             for name, network in self.modules.items():
@@ -294,7 +302,7 @@ class WanBackbone:
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
         states = self._text_encoder(ids, mask).last_hidden_state
         if not torch.isfinite(states).all():
-            raise FaceLockError("The text encoder's output is not finite. Choose a higher precision.")
+            raise NotFiniteError("The text encoder's output is not finite. Choose a higher precision.")
         return torch.nn.functional.pad(states, (0, 0, 0, length - states.shape[1]))
 
     # ------------------------------------------------------------------ pictures and latents
@@ -319,23 +327,4 @@ class WanBackbone:
 
     def _scales(self) -> tuple[int, int]:
         """Frames per latent, pixels per latent."""
-        halvings = self._vae.config.temperal_downsample
-        return 2 ** sum(halvings), 2 ** len(halvings)
-
-    # ------------------------------------------------------------------ checks
-
-    def _check_settings(self, folder: str) -> None:
-        """Refuse what this checkpoint cannot do, each with the numbers that would fit."""
-        require(
-            self.context < self.window, f"context = {self.context}", f"less than the window, {self.window}"
-        )
-        step = self._scales()[1] * self._transformer.config.patch_size[1]
-        require(
-            min(self.size) > 0 and not any(s % step for s in self.size), f"size = {self.size}", f"n * {step}"
-        )
-        require(self.steps >= 1, f"steps = {self.steps}", "1 or more")
-        require(
-            0 <= self.context_noise <= self.most_context_noise,
-            f"context_noise = {self.context_noise}",
-            f"between 0 and {self.most_context_noise}" if self.most_context_noise else "0",
-        )
+        return wan_scales(self._vae.config)

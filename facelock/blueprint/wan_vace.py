@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,9 +37,7 @@ from torch.nn import functional
 from transformers import UMT5EncoderModel
 
 from facelock.blueprint.checkpoint import Layout
-from facelock.blueprint.common import require
 from facelock.blueprint.wan_base import WanBackbone
-from facelock.errors import ModelError
 from facelock.types import Identity
 
 logger = logging.getLogger(__name__)
@@ -57,9 +56,8 @@ class Control:
 class WanVace(WanBackbone):
     """A :class:`facelock.protocols.Backbone` over the parts of one checkpoint folder."""
 
-    most_context_noise = 0.0
     layout = Layout(
-        pipelines=("WanVACEPipeline",),
+        kind="wan_vace",
         networks={
             "text_encoder": UMT5EncoderModel,
             "transformer": WanVACETransformer3DModel,
@@ -82,6 +80,12 @@ class WanVace(WanBackbone):
         self.guidance_scale_2 = guidance_scale_2
         self._without_pictures: set[str] = set()
         self._grey: Tensor | None = None
+
+    @cached_property
+    def _boundary(self) -> float | None:
+        """The timestep below which the second transformer takes over; None where there is one."""
+        ratio = self._index.get("boundary_ratio")
+        return None if ratio is None else float(ratio) * int(self._scheduler.config.num_train_timesteps)
 
     # ------------------------------------------------------------------ past and references
 
@@ -188,38 +192,3 @@ class WanVace(WanBackbone):
             control_hidden_states_scale=torch.tensor(weights, dtype=dtype, device=self.device),
             return_dict=False,
         )[0].float()
-
-    # ------------------------------------------------------------------ checks
-
-    def _check_settings(self, folder: str) -> None:
-        """Refuse what this checkpoint cannot do, and a folder that does not hold together."""
-        super()._check_settings(folder)
-        self._boundary = self._read_boundary(folder)
-        channels, pixels = self._vae.config.z_dim, self._scales()[1]
-        for name in sorted(self.modules.keys() & {"transformer", "transformer_2"}):
-            network = self._network(name)
-            found = (network.config.in_channels, network.config.vace_in_channels)
-            if found != (channels, 2 * channels + pixels**2):
-                raise ModelError(
-                    f"{folder}: {name} takes {found[0]} and {found[1]} channels, the VAE makes {channels}. "
-                    "Use the parts of one model."
-                )
-        largest, longest = max(self._latent_shape()[2:]), int(self._transformer.config.rope_max_seq_len)
-        require(largest <= longest, f"{largest} latents along one axis", f"at most {longest}")
-        require(
-            self.guidance_scale_2 is None or self._boundary is not None,
-            f"guidance_scale_2 = {self.guidance_scale_2}",
-            "it for a model of two transformers alone",
-        )
-
-    def _read_boundary(self, folder: str) -> float | None:
-        """The timestep below which the second transformer takes over; None where there is one."""
-        ratio, both = self._index.get("boundary_ratio"), {"transformer", "transformer_2"} <= set(self.modules)
-        if ratio is None and not both:
-            return None
-        if not both or isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1:
-            raise ModelError(
-                f"{folder}/model_index.json: a boundary_ratio between 0 and 1 and two transformers belong together "
-                f"(found {ratio!r} and {'two' if both else 'one'}). Pull or export the model again."
-            )
-        return float(ratio) * int(self._scheduler.config.num_train_timesteps)

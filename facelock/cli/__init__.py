@@ -34,10 +34,14 @@ from facelock.cli.options import (
     Faces,
     FacesSpec,
     JudgeSpec,
+    NoRestore,
+    Out,
+    Overwrite,
     Quiet,
     RecipeName,
     Reference,
     Restart,
+    Size,
     Target,
     Vram,
     require,
@@ -116,31 +120,19 @@ def generate(
     seconds: Annotated[
         float, typer.Option("--seconds", metavar="S", help="Length of the clip; up to a day.")
     ],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="OUT.mp4", help="The clip; its report goes beside it.")
-    ],
+    output: Out,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Another seed, another clip.")] = 0,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            "--size",
-            metavar="SIZE",
-            help="Final size: 480p, 540p, 720p, 1080p, 1440p, 4k or a short side in pixels, of the recipe's shape; "
-            "or WxH, cut to that shape. Default: the recipe's.",
-        ),
-    ] = None,
+    size: Size = None,
     recipe: RecipeName = "miniature",
     device: Device = "auto",
     no_lock: Annotated[bool, typer.Option("--no-lock", help="Leave stage 2 out, for comparison.")] = False,
-    no_restore: Annotated[
-        bool, typer.Option("--no-restore", help="Enlarge plainly, for comparison.")
-    ] = False,
+    no_restore: NoRestore = False,
     target: Target = None,
     audio: Annotated[
         Path | None,
         typer.Option("--audio", metavar="FILE", help="Sound in place of its own, cut or padded to it."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing clip.")] = False,
+    overwrite: Overwrite = False,
     restart: Restart = False,
     face_index: FaceIndex = None,
     vram: Vram = None,

@@ -10,7 +10,7 @@ import typer
 
 from facelock import __version__
 from facelock.cli.options import AsJson, Debug
-from facelock.errors import EnvironmentFailure
+from facelock.errors import ConfigError, EnvironmentFailure
 
 if TYPE_CHECKING:
     from facelock.doctor import Diagnosis, Machine, Standing
@@ -24,43 +24,68 @@ Examples:
 
 \b
   facelock doctor
-  facelock doctor --recipe skyreels-v2-1.3b --json"""
+  facelock doctor --recipe skyreels-v2-1.3b --json
+  facelock doctor --recipe my.toml"""
 
 
 def doctor(
     recipe: Annotated[
         str,
-        typer.Option("--recipe", metavar="NAME", help="The recipe that must run here; else: exit code 3."),
+        typer.Option(
+            "--recipe",
+            metavar="NAME|PATH",
+            help="The recipe that must run here, shipped or a .toml file; else: exit code 3.",
+        ),
     ] = "miniature",
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Show what works on this machine, which recipes can run, and the commands that mend what is wrong.
 
-    Every device and encoder is tried, not only looked up. Exit code 0 when the recipe runs as it stands, else 3.
+    Every device and encoder is tried, not only looked up. Exit code 0 when the recipe runs as it stands, else 3, or 2
+    where the recipe itself cannot be read.
     """
     from facelock.doctor import diagnose, examine, recipes
+    from facelock.recipe import find_recipe
 
     needs = recipes()
+    known = {need.name for need in needs}
+    if recipe not in known:
+        needs = (*recipes([str(find_recipe(recipe))]), *needs)
+        if needs[0].error:
+            raise ConfigError(f"{needs[0].error}.")
     diagnosis = diagnose(examine(), needs)
-    asked = diagnosis.standing(recipe)
+    asked = diagnosis.standing(recipe) if recipe in known else diagnosis.standings[0]
     if as_json:
         typer.echo(json.dumps(diagnosis.as_dict() | {"recipe": recipe, "runs": asked.runs}))
     else:
-        typer.echo("\n".join(text(diagnosis)))
+        typer.echo("\n".join([*text(diagnosis), *to_mend(recipe, asked, diagnosis)]))
     if not asked.runs:
         raise EnvironmentFailure(
-            f"The recipe {recipe} does not run here: {', '.join(asked.reasons)}. {_next(diagnosis, asked)}."
+            f"The recipe {recipe} does not run here: {', '.join(asked.reasons)}. {_next(recipe, diagnosis, asked)}."
         )
 
 
-def _next(diagnosis: Diagnosis, asked: Standing) -> str:
+def to_mend(recipe: str, asked: Standing, diagnosis: Diagnosis) -> Iterator[str]:
+    """What the recipe that was asked for lacks, with the commands that bring it, as lines."""
+    if asked.runs:
+        yield from () if diagnosis.problems else ("", "No problems found.")
+        return
+    yield from ("", f"The recipe {recipe} does not run here:")
+    yield from (f"  {mistake}" for mistake in (*asked.mistakes, *(f"{why}." for why in asked.why)))
+    yield from (f"  {weight.name} is {weight.state}." for weight in asked.missing)
+    if any(weight.pull for weight in asked.missing):
+        yield f"    facelock models pull --recipe {recipe}"
+
+
+def _next(recipe: str, diagnosis: Diagnosis, asked: Standing) -> str:
     if diagnosis.problems:
         return "Give the commands under 'Problems'"
-    names = [weight.name for weight in asked.missing if weight.pull]
-    if asked.why or not names:
+    if asked.mistakes:
+        return "Correct the recipe, or install what it needs"
+    if asked.why or not any(weight.pull for weight in asked.missing):
         return "See 'facelock doctor' for what it needs"
-    return f"Get them with: facelock models pull {' '.join(names)}"
+    return f"Get them with: facelock models pull --recipe {recipe}"
 
 
 def text(diagnosis: Diagnosis) -> Iterator[str]:
@@ -76,8 +101,6 @@ def text(diagnosis: Diagnosis) -> Iterator[str]:
         for finding in found:
             yield f"  {finding.topic}: {finding.what}"
             yield from (f"    {command}" for command in finding.mend)
-    if not diagnosis.problems:
-        yield from ("", "No problems found.")
 
 
 def _machine(machine: Machine) -> Iterator[str]:
@@ -104,6 +127,8 @@ def _recipes(standings: Sequence[Standing]) -> Iterator[str]:
     rows = [("RECIPE", "RUNS", "ON", "WHY NOT")]
     for standing in standings:
         lost = [f"{len(standing.missing)} of its weights to get"] if standing.missing else []
+        wrong = len(standing.mistakes)
+        lost += [f"{wrong} mistake{'s' * (wrong > 1)} in it"] if wrong else []
         why = ", ".join([*standing.why, *lost]) or standing.hint
         rows.append((standing.name, "yes" if standing.runs else "no", standing.device or "-", why))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -10,6 +10,7 @@ import typer
 
 from facelock.cli.options import (
     RESUME_HINT,
+    AlignerKind,
     AsJson,
     Commercial,
     Debug,
@@ -18,10 +19,15 @@ from facelock.cli.options import (
     Faces,
     FacesSpec,
     JudgeSpec,
+    NoRestore,
+    Out,
+    Overwrite,
     Quiet,
     RecipeName,
+    Replace,
     Restart,
     Target,
+    Vram,
     require,
     tell,
 )
@@ -41,28 +47,19 @@ Interrupted or killed, the same command goes on where it stopped."""
 def lock(
     video: Annotated[Path, typer.Argument(metavar="CLIP", help="An existing video, of any origin.")],
     face: Faces,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="OUT.mp4", help="The clip; its report goes beside it.")
-    ],
+    output: Out,
     recipe: RecipeName = "miniature",
     device: Device = "auto",
-    aligner: Annotated[
-        str | None,
-        typer.Option("--aligner", metavar="KIND", help="inswapper, warp or faceid. Default: what suits."),
-    ] = None,
+    aligner: AlignerKind = None,
     faces: FacesSpec = None,
     judge: JudgeSpec = None,
-    replace: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--replace", metavar="PICTURE", help="Who in CLIP is to have the face; once per --face, in order."
-        ),
-    ] = None,
-    no_restore: Annotated[bool, typer.Option("--no-restore", help="Leave the restoration out.")] = False,
+    replace: Replace = None,
+    no_restore: NoRestore = False,
     target: Target = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing OUT.mp4.")] = False,
+    overwrite: Overwrite = False,
     restart: Restart = False,
     face_index: FaceIndex = None,
+    vram: Vram = None,
     commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -75,11 +72,11 @@ def lock(
     """
     from facelock.job import check_share
     from facelock.journal import claim
-    from facelock.recipe import load_recipe
+    from facelock.recipe import load_recipe, tuned
     from facelock.video.reading import probe
 
     check_share(target)
-    chosen = load_recipe(recipe)
+    chosen = tuned(load_recipe(recipe), vram=vram)
     with ExitStack() as stack:
         display = stack.enter_context(running(quiet, debug, RESUME_HINT))
         probe(video)  # refused at once, before an output is claimed or a model is loaded

@@ -32,7 +32,7 @@ Examples:
 \b
   facelock models list --commercial
   facelock models pull opencv/yunet opencv/sface
-  facelock models pull skyreels-v2-1.3b
+  facelock models pull --recipe skyreels-v2-1.3b
   facelock models verify"""
 
 models = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, epilog=EXAMPLES)
@@ -74,8 +74,13 @@ def table(found: Sequence[Standing]) -> str:
 @models.command("pull", epilog=EXAMPLES)
 def pull_models(
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="Names as 'facelock models list' shows them.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="Names as 'facelock models list' shows them."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="NAME|PATH", help="Every weight that a recipe names, besides."),
+    ] = None,
     commercial: Annotated[
         bool, typer.Option("--commercial", help="Refuse weights whose licence does not allow commercial use.")
     ] = False,
@@ -85,13 +90,16 @@ def pull_models(
     """Fetch public weights into the cache folder, verified by their sha256; print where they are.
 
     The folder is $FACELOCK_HOME/models, else ~/.cache/facelock/models. Interrupted, the same command goes on
-    where it stopped. Repositories that ask for an account are given the token in $HF_TOKEN; $HF_ENDPOINT names a
+    where it stopped. Nothing is fetched when one of them is not known, refused by --commercial, or offered by nobody.
+    Repositories that ask for an account are given the token in $HF_TOKEN; $HF_ENDPOINT names a
     mirror of the hub.
     """
     from facelock.cli.terminal import Signals, show_log
-    from facelock.weights.pull import find
+    from facelock.preflight import wanted
+    from facelock.weights.pull import find_all
 
-    entries = [find(name, commercial=commercial) for name in names]
+    named = wanted(names or (), recipe)
+    entries = find_all(named, commercial=commercial, own_files=recipe is not None)
     show_log(quiet, debug)
     with Signals(RESUME_HINT):
         for entry in entries:

@@ -54,6 +54,33 @@ JudgeSpec = Annotated[
         "--judge", metavar="SPEC", help="The recogniser that measures: a pack, or a recogniser alone."
     ),
 ]
+NoRestore = Annotated[
+    bool,
+    typer.Option("--no-restore", help="Leave the restoration out; what is enlarged is enlarged plainly."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing OUT.mp4.")]
+Out = Annotated[
+    Path, typer.Option("-o", "--output", metavar="OUT.mp4", help="The clip; its report goes beside it.")
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="SIZE",
+        help="Final size: 480p, 540p, 720p, 1080p, 1440p, 4k or a short side in pixels, of the recipe's shape; "
+        "or WxH, cut to that shape. Default: the recipe's.",
+    ),
+]
+AlignerKind = Annotated[
+    str | None,
+    typer.Option("--aligner", metavar="KIND", help="inswapper, warp or faceid. Default: what suits."),
+]
+Replace = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--replace", metavar="PICTURE", help="Who in CLIP is to have the face; once per --face, in order."
+    ),
+]
 Vram = Annotated[
     int | None,
     typer.Option("--vram", metavar="GIB", help="GPU memory to plan for: 8, 12, 16, 24, 48 or 80."),

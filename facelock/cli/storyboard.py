@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from facelock.cli.options import AsJson, Commercial, Debug, Device, Quiet
+from facelock.cli.options import AsJson, Commercial, Debug, Device, Quiet, Vram
 from facelock.cli.terminal import Display, running
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def render(
         int | None, typer.Option("--workers", metavar="N", help="Of ray. Default: one per GPU or CPU core.")
     ] = None,
     device: Device = "auto",
+    vram: Vram = None,
     commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -112,6 +113,7 @@ def render(
             address=address,
             workers=workers,
             device=device,
+            vram=vram,
             commercial=commercial,
         )
     _tell(film, as_json=as_json, quiet=quiet)
@@ -122,17 +124,21 @@ def retry(
     film: FilmFolder,
     shot: Annotated[str, typer.Option("--shot", metavar="N|NAME", help="Number from 1, or name.")],
     device: Device = "auto",
+    vram: Vram = None,
     commercial: Commercial = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Make new takes of one shot of FILM with other seeds, whether it failed or is not liked; edit again."""
+    """Make new takes of one shot of FILM with other seeds, whether it failed or is not liked; edit again.
+
+    --vram holds for that shot from then on; so does render's for all shots, until another is given.
+    """
     with running(quiet, debug, RESUME_HINT) as display:
         display.say("loading")
         from facelock.storyboards.render import retry as run
 
-        made = run(film, shot, on_event=_teller(display), device=device, commercial=commercial)
+        made = run(film, shot, on_event=_teller(display), device=device, vram=vram, commercial=commercial)
     _tell(made, as_json=as_json, quiet=quiet)
 
 

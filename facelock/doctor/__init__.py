@@ -49,11 +49,14 @@ class Standing:
     """Weights that are not here or damaged."""
     hint: str = ""
     """What to know although nothing is in the way."""
+    mistakes: tuple[str, ...] = ()
+    """What of the recipe itself cannot work here, a sentence each: what, and what to do."""
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Everything that is in its way; empty when it runs."""
-        return (*(f"{weight.name} is {weight.state}" for weight in self.missing), *self.why)
+        sentences = (mistake.rstrip(".") for mistake in self.mistakes)
+        return (*(f"{weight.name} is {weight.state}" for weight in self.missing), *self.why, *sentences)
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,11 @@ def _standing(machine: Machine, need: RecipeNeeds) -> Standing:
     lacking = [*_lacking_parts(machine), *([need.error] if need.error else [])]
     device, in_the_way = _device(machine, need)
     why = (*lacking, *in_the_way)
-    runs = not why and not missing
-    device = "" if lacking or missing else device
-    return Standing(need.name, need.purpose, runs, device, why, missing, _hint(machine, need))
+    runs = not why and not missing and not need.mistakes
+    device = "" if lacking or missing or need.mistakes else device
+    return Standing(
+        need.name, need.purpose, runs, device, why, missing, _hint(machine, need), mistakes=need.mistakes
+    )
 
 
 def _hint(machine: Machine, need: RecipeNeeds) -> str:

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from facelock.doctor.machine import Gpu, Machine
+from facelock.restoration.extra import TORCH_INDEX, torchvision_command
 
 GIB = 2**30
 ORT_GPU = "1.31.1"
 """The onnxruntime-gpu that is known to go with :data:`ORT_CUDA`."""
 ORT_CUDA = "13"
-TORCH_INDEX = "https://download.pytorch.org/whl"
 TORCH_BUILDS = {"12": "cu126"}
 """CUDA's major → the build that torch 2.12 to 2.14 publishes for it (pytorch#178665), where that is not its first."""
 LITTLE_ROOM = 2 * GIB
@@ -185,15 +185,13 @@ def torchvision(machine: Machine) -> Iterator[Finding]:
     if machine.torchvision is None or machine.torchvision.ok:
         return
     build = f"cu{machine.torch_cuda.replace('.', '')}" if machine.torch_cuda else "cpu"
+    command = torchvision_command(machine.packages.get("torch", ""), build)
     yield Finding(
         "problem",
         "torchvision",
         f"torchvision does not fit this torch ({machine.torchvision.reason.rstrip('.')}). Remove it; or, for the "
         "extra sr, install the build of this torch.",
-        (
-            "pip uninstall -y torchvision",
-            f"pip install --no-deps torchvision --index-url {TORCH_INDEX}/{build}",
-        ),
+        ("pip uninstall -y torchvision", command),
     )
 
 

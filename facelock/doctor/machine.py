@@ -15,8 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,7 +33,8 @@ PACKAGES = (
 """Distributions whose versions are shown."""
 PATIENCE = 60.0
 """Seconds after which a probe counts as hanging."""
-ENCODERS = ("libx264", "h264_nvenc")
+ENCODERS = {"x264": "libx264", "nvenc": "h264_nvenc"}
+"""Encoder of a recipe → ffmpeg's name of it."""
 
 
 @dataclass(frozen=True)
@@ -213,13 +213,15 @@ def probe(name: str) -> dict[str, Any]:
 
 def _encoders() -> tuple[str, tuple[Running, ...]]:
     """Path of ffmpeg, and which encoders really encode a frame."""
+    from facelock.video.encoders import why_not
     from facelock.video.ffmpeg_process import find_ffmpeg
 
     try:
         program = find_ffmpeg()
     except EncoderError as error:
-        return "", tuple(Running(name, False, str(error)) for name in ENCODERS)
-    return program, tuple(encoder(program, name) for name in ENCODERS)
+        return "", tuple(Running(name, False, str(error)) for name in ENCODERS.values())
+    reasons = {name: why_not(program, encoder) for encoder, name in ENCODERS.items()}
+    return program, tuple(Running(name, not why, why) for name, why in reasons.items())
 
 
 def ffmpeg_version(program: str) -> str:
@@ -229,23 +231,6 @@ def ffmpeg_version(program: str) -> str:
         found = re.match(r"ffmpeg version (\S+)", done.stdout)
         return found[1] if found else ""
     return ""
-
-
-def encoder(program: str, name: str, *, run: Callable[..., Any] = subprocess.run) -> Running:
-    """Whether ``program`` encodes a grey frame with ``name``: being listed means nothing."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            program, "-hide_banner", "-loglevel", "error", "-f", "lavfi", "-i", "color=gray:s=256x256:r=12:d=0.25",
-            "-c:v", name, "-pix_fmt", "yuv420p", "-y", str(Path(folder, "probe.mkv")),
-        ]  # fmt: skip
-        try:
-            done = run(command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return Running(name, False, str(error)[:200])
-    if done.returncode == 0:
-        return Running(name, True)
-    words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return Running(name, False, words[0][:200] if words else f"ffmpeg ends with code {done.returncode}")
 
 
 def _memory() -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from facelock.errors import FaceLockError, ModelError
+from facelock.errors import FaceLockError, ModelError, caught
+from facelock.preflight import lacking
 from facelock.recipe import Recipe, load_recipe, model_names, recipe_names
-from facelock.weights import digest, is_here
+from facelock.weights import digest, is_here, require_known
 from facelock.weights.catalog import Catalog, Entry
 
 READ = 64 << 20
@@ -40,6 +42,8 @@ class RecipeNeeds:
     weights: tuple[WeightState, ...] = ()
     error: str = ""
     """Why the recipe itself cannot be read."""
+    mistakes: tuple[str, ...] = ()
+    """What of it cannot work here besides weights that are missing, a sentence each: :mod:`facelock.preflight`."""
     vram: int = 0
     """Bytes of GPU memory that its weights take without a memory plan, where the recipe says so."""
 
@@ -68,10 +72,15 @@ def _needs(name: str, catalog: Catalog) -> RecipeNeeds:
         recipe: Recipe = load_recipe(name)
     except FaceLockError as error:
         return RecipeNeeds(Path(name).stem, "", error=str(error).rstrip("."))
-    wanted = dict.fromkeys(model_names(recipe).values())
+    wanted = [
+        name
+        for name in dict.fromkeys(model_names(recipe).values())
+        if not caught(partial(require_known, name))
+    ]
     vram = int(float(getattr(recipe, "vram_gib", None) or 0) * 2**30)
     weights = tuple(weight_state(model, catalog) for model in wanted)
-    return RecipeNeeds(recipe.name, recipe.purpose, weights, vram=vram)
+    mistakes = tuple(str(error) for error in lacking(recipe, weights=False))
+    return RecipeNeeds(recipe.name, recipe.purpose, weights, mistakes=mistakes, vram=vram)
 
 
 def weight_state(model: str, catalog: Catalog) -> WeightState:

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facelock.errors import FaceLockError, ModelError
+from facelock.errors import ConfigError, FaceLockError, ModelError
 from facelock.faces.layouts import INSIGHTFACE106, MEDIAPIPE478, Layout, with_forehead
 from facelock.runtime import BatchSession
 from facelock.weights import locate
@@ -215,7 +215,7 @@ def load_reader(name: str | Path | None = None, *, views: int = VIEWS) -> DenseR
     name = name or os.environ.get(VARIABLE) or MEDIAPIPE
     try:
         path = locate(str(name))
-    except ModelError as error:
+    except (ConfigError, ModelError) as error:
         get = " Fetch them with `facelock models pull mediapipe-face-landmarker`."
         hint = "" if "models pull" in str(error) else get
         raise ModelError(f"Warping a face needs dense landmarks. {error}{hint}") from error

@@ -17,7 +17,8 @@ from torch import Tensor
 from facelock.errors import FaceLockError, ModelError
 from facelock.faces.graph import load_model, rewritten_model
 from facelock.faces.pack import Floats, Found, gather, require_finite, to_pixels
-from facelock.runtime import BatchSession, scratch
+from facelock.lanes import scratch
+from facelock.runtime import BatchSession
 from facelock.types import Faces
 
 STRIDES = (8, 16, 32)

@@ -17,7 +17,8 @@ from torch import Tensor
 from facelock.errors import FaceLockError, ModelError
 from facelock.faces.graph import rewritten
 from facelock.faces.pack import Floats, Found, gather, require_finite, to_pixels
-from facelock.runtime import BatchSession, fixed, scratch
+from facelock.lanes import scratch
+from facelock.runtime import BatchSession, fixed
 from facelock.types import Faces
 
 OVERLAP = 0.4

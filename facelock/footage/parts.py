@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from facelock.alignment import aligner_class
+from facelock.alignment import ALIGNERS, aligner_class
 from facelock.assembly import Assembly
 from facelock.closed_loop import Locker
 from facelock.errors import ConfigError
 from facelock.ledger import Judge
 from facelock.perception import MINIATURE, Perception, open_perception
 from facelock.pipeline import Pipeline
+from facelock.preflight import require
 from facelock.protocols import FacePack
 from facelock.recipe import Recipe, load_recipe
 from facelock.restore_loop import RestoreLoop
@@ -93,10 +94,12 @@ def open_parts(
     they do not fit together, ``ModelError``, ``DeviceError``.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    _require_aligner(chosen, aligner)
     if packs in (None, MINIATURE) and judge in (None, MINIATURE):
         parts = Assembly(chosen, device, commercial)
         return _of_recipe(chosen, parts, aligner or chosen.lock.kind, restore)
     where = resolve_device(device)
+    require(chosen, commercial=commercial)  # before the packs are loaded
     seen = open_perception(packs or MINIATURE, judge, device=where, commercial=commercial)
     suits = chosen.lock.kind if chosen.lock.kind in CHOOSY else WARP
     return _of_packs(Assembly(chosen, str(where), commercial, seen), seen, aligner or suits)
@@ -144,16 +147,23 @@ def _of_packs(parts: Assembly, seen: Perception, aligner: str) -> LockParts:
 def _locker(recipe: Recipe, pack: FacePack, aligner: str, device: str) -> Locker:
     """An aligner that needs no weights of its own; done when the encoder is sure."""
     made: Any = aligner_class(aligner)
-    if aligner != WARP:
-        raise ConfigError(
-            f"The aligner {aligner} has models of its own, which this recipe does not name. Give a recipe of that kind "
-            f"with --recipe, or --aligner {WARP}."
-        )
     return Locker(
         pack,
         made(encoder=pack.encoder.id, batch=recipe.lock.batch, device=device),
         ladder=WARP_LADDER,
         target=pack.encoder.thresholds.far_1e4,
+    )
+
+
+def _require_aligner(recipe: Recipe, aligner: str | None) -> None:
+    """Raise ``ConfigError`` for an aligner that is not known, or whose models ``recipe`` does not name."""
+    if aligner in (None, WARP, recipe.lock.kind):
+        return
+    if aligner not in ALIGNERS:
+        aligner_class(aligner)  # which has the sentence
+    raise ConfigError(
+        f"The aligner {aligner} has models of its own, which this recipe does not name. Give a recipe of that kind "
+        f"with --recipe, or --aligner {WARP}."
     )
 
 

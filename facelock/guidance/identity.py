@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from facelock.blueprint.fits import other_latents
 from facelock.closed_loop import assign, similarity
 from facelock.errors import ModelError
 from facelock.geometry import estimate_pose, similarity_from_landmarks
@@ -91,10 +92,7 @@ class IdentityGuide:
         if not len(self._references) or not low <= sigma <= high:
             return x0
         if x0.shape[1] != self.decoder.channels:
-            raise ModelError(
-                f"The tiny decoder takes latents of {self.decoder.channels} channels, the blueprint's have "
-                f"{x0.shape[1]}. Name the one that belongs to the blueprint in [guidance] decoder."
-            )
+            raise ModelError(other_latents(self.decoder.channels, x0.shape[1]))
         shown = self.shown(x0.shape[2], step, known)
         with torch.no_grad():
             frames = self.decoder(x0, shown)[0]

@@ -18,12 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-STAGES = (3, 9, 15)
-"""Places of each stage's first memory block; the enlargement, the growth in time and the next width follow it."""
-BLOCKS = 3
-"""Memory blocks of a stage."""
-LAST = 22
-"""Place of the last convolution."""
+from facelock.nets.taehv_layout import BLOCKS, STAGES
 
 
 class SoftClamp(nn.Module):

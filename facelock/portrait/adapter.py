@@ -22,6 +22,7 @@ from diffusers.models.model_loading_utils import load_state_dict
 from torch import Tensor
 
 from facelock.errors import ConfigError, ModelError
+from facelock.portrait.fits import read_config
 from facelock.weights import load_safetensors
 
 State = dict[str, dict[str, Tensor]]
@@ -82,6 +83,20 @@ def check_fit(path: str | Path, state: State, unet: Any) -> None:
     tokens = int(state["image_proj"]["proj.2.weight"].shape[0])
     if tokens != TOKENS * width:
         raise ModelError(f"{path}: makes {tokens / width:g} tokens of a face, not {TOKENS}. {REMEDY}")
+
+
+def require_family(path: str | Path, folder: Path) -> None:
+    """Raise ``ModelError`` for an adapter that is none, or of another family than the checkpoint in ``folder``.
+
+    Reads the adapter, and of the checkpoint its configuration alone; what that does not tell is left to the loading.
+    """
+    width = int(read_adapter(path)["image_proj"]["norm.weight"].shape[0])
+    wanted = read_config(folder, "unet").get("cross_attention_dim", width)
+    if wanted != width:
+        raise ModelError(
+            f"{path}: made for a UNet of cross attentions of {width} numbers, but {folder} has {wanted}. "
+            "Give the adapter of the same family, SD 1.5 or SDXL."
+        )
 
 
 def without_lora(state: State) -> State:

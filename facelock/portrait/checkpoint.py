@@ -6,10 +6,7 @@ complete, of the right shapes, and finite. There is no safety checker and no CLI
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +22,41 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     UNet2DConditionModel,
 )
-from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from facelock.errors import ConfigError, ModelError, first_line
 from facelock.portrait.adapter import State, check_fit, merge_lora, without_lora
+from facelock.portrait.fits import REMEDY, is_large, misfits
+from facelock.weights.pretrained import load_network, load_part, quiet
 
 SAMPLERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "lcm": LCMScheduler}
 """Name in a recipe → class. LCM needs a UNet distilled for it; its steps draw noise, the same for every face."""
-KIND = re.compile(r"StableDiffusion(XL)?(Img2Img|Inpaint)?Pipeline")
-"""Class names in ``model_index.json`` that say which family a folder is of."""
-REMEDY = "Fetch the checkpoint again."
 
 
 def load_pipeline(
-    folder: Path, adapter: State, *, where: str, inpaint: bool, sampler: str, dtype: torch.dtype
+    folder: Path,
+    adapter: State,
+    *,
+    where: str,
+    mask: str | None,
+    sampler: str,
+    dtype: torch.dtype,
+    size: int | None = None,
 ) -> Any:
     """The diffusers pipeline of ``folder`` with the FaceID ``adapter`` of the file ``where``, on the CPU.
 
     UNet and text encoders in ``dtype``; the autoencoder in float32, or in float16 where it is asked for and the
-    checkpoint's allows it. With ``inpaint`` only a mask is denoised. Raises ``ModelError`` for a folder or adapter
-    that is missing, incomplete, damaged or of another kind, ``ConfigError`` for sampler and mask that cannot be.
+    checkpoint's allows it. With a ``mask`` only that is denoised; ``size`` is the crop's side. Raises ``ModelError``
+    for a folder or adapter that is missing, incomplete, damaged or of another kind, ``ConfigError`` for sampler, mask
+    and size that cannot be.
     """
     if sampler not in SAMPLERS:
         raise ConfigError(f"No sampler is called {sampler!r}. Give one of {', '.join(SAMPLERS)}.")
-    large = _is_large(folder)
+    large = is_large(folder)
     parts = _parts(folder, large, sampler, dtype)
-    _check_channels(folder, parts["unet"], inpaint)
-    return assemble(parts, adapter, where=where, large=large, inpaint=inpaint, dtype=dtype)
+    for error in misfits(folder, parts["unet"].config, parts["vae"].config, mask=mask, size=size):
+        raise error
+    return assemble(parts, adapter, where=where, large=large, inpaint=mask is not None, dtype=dtype)
 
 
 def assemble(
@@ -79,39 +81,24 @@ def assemble(
     return pipeline
 
 
-def _is_large(folder: Path) -> bool:
-    """Whether the folder is of SDXL's family; refused when of neither."""
-    path = folder / "model_index.json"
-    if not path.is_file():
-        found = "is not a folder" if not folder.is_dir() else "has no model_index.json"
-        raise ModelError(f"{folder} {found}, so it holds no image diffusion. Check the recipe's lock.model.")
-    try:
-        kind = str(json.loads(path.read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged ({first_line(error)}). {REMEDY}") from error
-    if not (match := KIND.fullmatch(kind)):
-        raise ModelError(
-            f"{folder} holds a {kind[:80]}, not Stable Diffusion 1.5 or XL. Check the recipe's lock.model."
-        )
-    return match[1] is not None
-
-
 def _parts(folder: Path, large: bool, sampler: str, dtype: torch.dtype) -> dict[str, Any]:
     """Constructor arguments of the pipeline."""
     parts: dict[str, Any] = {
-        "tokenizer": _load(folder, "tokenizer", CLIPTokenizer.from_pretrained),
-        "text_encoder": _network(folder, "text_encoder", CLIPTextModel, dtype),
-        "unet": _network(folder, "unet", UNet2DConditionModel, dtype),
-        "vae": _network(folder, "vae", AutoencoderKL, torch.float32),
-        "scheduler": SAMPLERS[sampler].from_config(_load(folder, "scheduler", DDIMScheduler.load_config)),
+        "tokenizer": load_part(folder, "tokenizer", CLIPTokenizer.from_pretrained, REMEDY),
+        "text_encoder": load_network(folder, "text_encoder", CLIPTextModel, dtype, REMEDY),
+        "unet": load_network(folder, "unet", UNet2DConditionModel, dtype, REMEDY),
+        "vae": load_network(folder, "vae", AutoencoderKL, torch.float32, REMEDY),
+        "scheduler": SAMPLERS[sampler].from_config(
+            load_part(folder, "scheduler", DDIMScheduler.load_config, REMEDY)
+        ),
     }
     if dtype == torch.float16 and not parts["vae"].config.force_upcast:
         parts["vae"].to(dtype)
     if not large:
         return parts | {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     return parts | {
-        "tokenizer_2": _load(folder, "tokenizer_2", CLIPTokenizer.from_pretrained),
-        "text_encoder_2": _network(folder, "text_encoder_2", CLIPTextModelWithProjection, dtype),
+        "tokenizer_2": load_part(folder, "tokenizer_2", CLIPTokenizer.from_pretrained, REMEDY),
+        "text_encoder_2": load_network(folder, "text_encoder_2", CLIPTextModelWithProjection, dtype, REMEDY),
         "add_watermarker": False,
     }
 
@@ -135,66 +122,3 @@ def _pipeline_class(large: bool, inpaint: bool) -> Any:
     else:
         plain = StableDiffusionInpaintPipeline if inpaint else StableDiffusionImg2ImgPipeline
     return type(f"PerFace{plain.__name__}", (_PerFace, plain), {})
-
-
-def _check_channels(folder: Path, unet: Any, inpaint: bool) -> None:
-    channels = int(unet.config.in_channels)
-    if channels not in (4, 9):
-        raise ModelError(
-            f"{folder}: its UNet takes {channels} channels, not 4 or 9. Give another checkpoint."
-        )
-    if channels == 9 and not inpaint:
-        raise ConfigError(
-            f'{folder} is made for inpainting. Give mask = "face" in the recipe\'s lock.faceid.'
-        )
-
-
-def _load(folder: Path, name: str, load: Callable[..., Any], **options: Any) -> Any:
-    """Call a ``from_pretrained`` quietly, whatever goes wrong with the files becoming a ModelError."""
-    path = folder / name
-    if not path.is_dir():
-        raise ModelError(f"{folder} lacks its {name}/ folder. {REMEDY}")
-    try:
-        with quiet():
-            return load(path, local_files_only=True, **options)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
-        raise ModelError(f"{path} cannot be loaded ({first_line(error)}). {REMEDY}") from error
-
-
-def _network(folder: Path, name: str, network: Any, dtype: torch.dtype) -> Any:
-    options = {"use_safetensors": True, "torch_dtype": dtype, "output_loading_info": True}
-    if variant := _variant(folder / name):
-        options["variant"] = variant
-    model, info = _load(folder, name, network.from_pretrained, **options)
-    wanting = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ()]
-    if wanting:
-        raise ModelError(f"{folder / name} lacks {len(wanting)} weights, {wanting[0]} first. {REMEDY}")
-    for key, weight in model.named_parameters():
-        if not torch.isfinite(weight.detach().sum(dtype=torch.float32)):
-            raise ModelError(f"{folder / name}: {key} holds values that are not finite. {REMEDY}")
-    return model.eval().requires_grad_(False)
-
-
-def _variant(folder: Path) -> str | None:
-    """``fp16`` where the folder holds nothing else: the hub offers checkpoints that way."""
-    names = [file.name for file in folder.glob("*.safetensors")]
-    return "fp16" if names and all(".fp16." in name for name in names) else None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence remarks and progress bars of diffusers and transformers for a while."""
-    before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    shown = transformers_logging.is_progress_bar_enabled()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(before[0])
-        transformers_logging.set_verbosity(before[1])
-        if shown:
-            transformers_logging.enable_progress_bar()

@@ -14,21 +14,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import torch
 from torch import Tensor
 
-from facelock.errors import ConfigError, DeviceError, FaceLockError
+from facelock.errors import ConfigError, DeviceError
 from facelock.geometry import wide_crop
 from facelock.portrait.adapter import dimension, read_adapter, require_encoder
-from facelock.portrait.checkpoint import load_pipeline, quiet
+from facelock.portrait.checkpoint import load_pipeline
+from facelock.portrait.fits import crop_side
 from facelock.precision import in_float32, resolve_dtype
 from facelock.types import CropSpec
+from facelock.weights import pretrained
+from facelock.weights.pretrained import OutOfMemoryError, quiet
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +68,17 @@ class PortraitSettings:
     """The crop's side in pixels; None: what the checkpoint was trained with (512 for SD 1.5, 1024 for SDXL)."""
 
 
+class CoreOptions(TypedDict, total=False):
+    """Keyword arguments of :class:`PortraitDiffusion`, which those who load one pass on."""
+
+    adapter: Required[str | Path]
+    encoder: Required[str]
+    trained_with: str | None
+    batch: int
+    device: torch.device | str
+    settings: PortraitSettings | None
+
+
 class PortraitDiffusion:
     """One checkpoint with one FaceID adapter, loaded."""
 
@@ -92,13 +106,15 @@ class PortraitDiffusion:
         self._dtype = resolve_dtype(self.settings.precision, self.device)
         self.batch = max(1, batch if self.device.type == "cuda" else min(batch, CPU_ROWS))
         self.dimension, self._pipeline = self._load(Path(folder), adapter)
-        self.crop = self._crop(str(folder))
+        self.crop = wide_crop(
+            crop_side(self._pipeline.unet.config, self._pipeline.vae.config, self.settings.size)[0]
+        )
         self._mask = None if self.settings.mask is None else face_mask(self.crop)
         with device_errors(self.device), quiet():
             self._pipeline.to(self.device)
             self._pipeline.set_ip_adapter_scale(self.settings.adapter_scale)
             self._text = self._encode_prompt()
-        self._halved = False
+        self._halved = self._said = False
 
     def _load(self, folder: Path, adapter: str | Path) -> tuple[int, Any]:
         """Numbers of the embedding that the adapter takes, and the pipeline; benchmarks build them instead."""
@@ -107,9 +123,10 @@ class PortraitDiffusion:
             folder,
             state,
             where=str(adapter),
-            inpaint=self.settings.mask is not None,
+            mask=self.settings.mask,
             sampler=self.settings.sampler,
             dtype=self._dtype,
+            size=self.settings.size,
         )
         return dimension(state), pipeline
 
@@ -123,7 +140,7 @@ class PortraitDiffusion:
 
         ``strength`` in [0, 1] is the share of noise: 0 gives the crops themselves, 1 forgets them. Raises
         ``ConfigError`` for a strength beyond, ``ValueError`` for other shapes, ``DeviceError`` when memory runs out
-        twice, ``FaceLockError`` when the result is not finite, also in float32.
+        twice. A face whose result is not finite, also in float32, is NaN: "not repainted", which is said once.
         """
         steps = self.schedule(strength)
         self._check(crops, identity)
@@ -154,7 +171,7 @@ class PortraitDiffusion:
             try:
                 with device_errors(self.device):
                     return self._all(crops, identity, strength, steps)
-            except _OutOfMemoryError as error:
+            except OutOfMemoryError as error:
                 if self._halved or self.batch == 1:
                     raise DeviceError(
                         f"The portrait diffusion ran out of memory on {self.device} with {self.batch} faces of "
@@ -193,11 +210,21 @@ class PortraitDiffusion:
             clean = torch.where(failed[:, None, None, None], again.to(clean.dtype), clean)
             failed = ~_finite(clean)
         if bool(failed.any()):
-            raise FaceLockError(
-                f"The portrait diffusion's latents are not finite after denoising step {int(good[failed].min()) + 1} "
-                f"of {self.settings.steps}, also in float32. Check the checkpoint, or give another sampler."
+            step = int(good[failed].min()) + 1
+            self._say_not_finite(
+                f"its latents after denoising step {step} of {self.settings.steps}, also in float32"
             )
         return self._blend(crops, self._decode(clean))
+
+    def _say_not_finite(self, what: str) -> None:
+        """Once: which faces it happens to is in the records of the stage that asked."""
+        if not self._said:
+            self._said = True
+            logger.warning(
+                "the portrait diffusion is not finite for some faces (%s): they are not repainted. Check the "
+                "checkpoint, or give another sampler or precision.",
+                what,
+            )
 
     def _denoise(
         self, crops: Tensor, identity: Tensor, strength: float, steps: int, dtype: torch.dtype
@@ -251,13 +278,15 @@ class PortraitDiffusion:
         return (latents - mean) * (vae.config.scaling_factor / std)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents → (batch, 3, S, S) float32 in [0, 1]."""
+        """Normalised latents → (batch, 3, S, S) float32 in [0, 1]; NaN where they are not finite."""
         vae = self._pipeline.vae
         mean, std = self._statistics()
         plain = latents.float() * (std / vae.config.scaling_factor) + mean
         pictures = vae.decode(plain.to(vae.dtype)).sample.float()
-        if not bool(pictures.isfinite().all()):
-            raise FaceLockError("The portrait's autoencoder gave values that are not finite. Give float32.")
+        failed = ~_finite(pictures)
+        if bool(failed.any()):
+            self._say_not_finite("what the autoencoder makes of them")
+            pictures[failed] = torch.nan
         return (pictures / 2 + 0.5).clamp(0, 1)
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
@@ -298,17 +327,6 @@ class PortraitDiffusion:
 
     # ------------------------------------------------------------------ checks
 
-    def _crop(self, folder: str) -> CropSpec:
-        """The crop at the asked size, or at the one the checkpoint was trained with."""
-        unet, vae = self._pipeline.unet.config, self._pipeline.vae.config
-        pixels = 2 ** (len(vae.block_out_channels) - 1)
-        unit = pixels * 2 ** (len(unet.block_out_channels) - 1)
-        own = unet.sample_size if isinstance(unet.sample_size, int) else min(unet.sample_size)
-        size = self.settings.size or own * pixels
-        if size % unit:
-            raise ConfigError(f"{folder} has no crops of {size} pixels. Give lock.faceid.size as n * {unit}.")
-        return wide_crop(size)
-
     def _check(self, crops: Tensor, identity: Tensor) -> None:
         side = self.crop.size
         if tuple(crops.shape[1:]) != (3, side, side) or tuple(identity.shape) != (len(crops), self.dimension):
@@ -318,30 +336,11 @@ class PortraitDiffusion:
             )
 
 
-class _OutOfMemoryError(DeviceError):
-    """The device has no room for a batch."""
-
-
-_FULL = "The portrait diffusion ran out of memory on {}. Give a smaller checkpoint or precision."
-
-
-@contextmanager
-def device_errors(device: torch.device) -> Iterator[None]:
+def device_errors(device: torch.device) -> AbstractContextManager[None]:
     """Turn what a device says when it is full, absent or lost into errors of ours."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _OutOfMemoryError(_FULL.format(device)) from error
-    except (RuntimeError, AssertionError) as error:
-        text = str(error)
-        if "allocate memory" in text:
-            raise _OutOfMemoryError(_FULL.format(device)) from error
-        if "CUDA" in text or "NVIDIA" in text:
-            line = text.strip().splitlines()[0][:200].rstrip(". ")
-            raise DeviceError(
-                f"The portrait diffusion cannot use {device} ({line}). Check it, or give --device cpu."
-            ) from error
-        raise
+    return pretrained.device_errors(
+        device, "The portrait diffusion", "Give a smaller checkpoint or precision."
+    )
 
 
 def face_mask(crop: CropSpec) -> Tensor:

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from facelock.assets import asset_dir
 from facelock.errors import ConfigError
-from facelock.mistakes import did_you_mean, sentence
+from facelock.mistakes import did_you_mean, listed, sentence
 from facelock.recipe.sections import MemoryRecipe, Recipe, SpeedRecipe
 from facelock.tuning.plan import VRAM
 
@@ -90,7 +90,7 @@ def load_recipe(name: str | Path = "miniature") -> Recipe:
         recipe = Recipe.model_validate(_parse(path))
     except ValidationError as error:
         mistakes = [sentence(detail, Recipe, "recipe") for detail in error.errors(include_url=False)]
-        raise ConfigError(f"{path}: {'; '.join(mistakes)}. Correct the recipe.") from None
+        raise ConfigError(f"{path}: {listed(mistakes)} Correct the recipe.") from None
     return _with_paths(recipe, path.resolve().parent)
 
 

@@ -17,7 +17,7 @@ from pydantic import (
 
 from facelock.blueprint.options import check_options
 from facelock.errors import ConfigError
-from facelock.tuning.options import Speed, StepCache
+from facelock.tuning.options import Speed, StepCache, unused_cache_key
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Cosine = Annotated[float, Field(ge=-1, le=1)]
@@ -25,6 +25,8 @@ Ladder = Annotated[tuple[Annotated[float, Field(gt=0, le=2)], ...], Field(min_le
 Model = Annotated[str, Field(min_length=1)]
 """Catalog name or path."""
 Precision = Literal["float32", "bfloat16", "float16"]
+Side = Annotated[int, Field(ge=1, le=16384)]
+"""Pixels."""
 Batch = Annotated[int, Field(ge=1, le=1024)]
 """Rows that a network takes at once on a GPU; on a CPU one to three, side by side (:mod:`facelock.runtime`)."""
 
@@ -49,7 +51,7 @@ class BlueprintRecipe(_Part):
     kind: str = "skyreels_v2"
     model: Model
     """Catalog name or folder in diffusers format."""
-    size: tuple[int, int]
+    size: tuple[Side, Side]
     """(height, width) in pixels of the frames it writes."""
     fps: Annotated[Fraction, BeforeValidator(_exact), Field(gt=0, le=240)]
     window: int = Field(ge=1, le=1025)
@@ -328,6 +330,14 @@ class StepCacheRecipe(_Part):
     window: tuple[int, int] = (100, 800)
     ratios: tuple[Annotated[float, Field(gt=0)], ...] = ()
     most: int = Field(default=3, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _keys_are_used(self) -> StepCacheRecipe:
+        fields = type(self).model_fields
+        given = sorted(key for key in self.model_fields_set if getattr(self, key) != fields[key].default)
+        if unused := unused_cache_key(self.kind, given):
+            raise ValueError(unused)
+        return self
 
 
 class SpeedRecipe(_Part):

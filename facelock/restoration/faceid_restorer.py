@@ -7,12 +7,11 @@ crop is kept, and what is invented is invented towards the identity. The constra
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Unpack
 
-import torch
 from torch import Tensor
 
-from facelock.errors import FaceLockError
-from facelock.portrait import PortraitDiffusion, PortraitSettings
+from facelock.portrait.diffusion import CoreOptions, PortraitDiffusion
 from facelock.types import CropSpec
 
 
@@ -23,30 +22,17 @@ class FaceIDRestorer:
         self,
         path: str | Path,
         *,
-        adapter: str | Path,
-        encoder: str,
-        trained_with: str | None = None,
-        batch: int = 4,
-        device: torch.device | str = "cpu",
-        settings: PortraitSettings | None = None,
         strength: float = 0.25,
         core: PortraitDiffusion | None = None,
+        **options: Unpack[CoreOptions],
     ) -> None:
-        """Load the checkpoint folder ``path`` and the ``adapter``, or work with a ``core`` that has loaded them.
+        """Load the checkpoint folder ``path`` and the adapter, or work with a ``core`` that has loaded them.
 
-        ``strength`` in (0, 1] is the share of noise. Errors are those of
+        ``strength`` in (0, 1] is the share of noise; ``options`` and errors are those of
         :class:`facelock.portrait.PortraitDiffusion`.
         """
-        self.core = core or PortraitDiffusion(
-            path,
-            adapter=adapter,
-            encoder=encoder,
-            trained_with=trained_with,
-            batch=batch,
-            device=device,
-            settings=settings,
-        )
-        self.encoder, self.strength = encoder, strength
+        self.core = core or PortraitDiffusion(path, **options)
+        self.encoder, self.strength = options["encoder"], strength
 
     @property
     def crop(self) -> CropSpec:
@@ -59,18 +45,4 @@ class FaceIDRestorer:
         A face whose diffusion is not finite, in float32 neither, comes back as NaN and stands for "not restored".
         Raises ``DeviceError`` when the memory does not suffice.
         """
-        try:
-            return self.core.repaint(crops, identity, self.strength)
-        except FaceLockError as error:
-            if type(error) is not FaceLockError:  # out of memory, say: nothing of one face
-                raise
-        rows = [self._alone(crops[i : i + 1], identity[i : i + 1]) for i in range(len(crops))]
-        return torch.cat(rows)
-
-    def _alone(self, crop: Tensor, identity: Tensor) -> Tensor:
-        try:
-            return self.core.repaint(crop, identity, self.strength)
-        except FaceLockError as error:
-            if type(error) is not FaceLockError:
-                raise
-            return torch.full_like(crop, torch.nan)
+        return self.core.repaint(crops, identity, self.strength)

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facelock.errors import ModelError
 from facelock.geometry import INSWAPPER128
+from facelock.restoration.formats import require_restorer
 from facelock.runtime import BUSY_BATCH, BatchSession
 from facelock.types import CropSpec
 
@@ -25,11 +25,7 @@ class OnnxRestorer:
         self.encoder = encoder
         self._session = BatchSession(path, device, batch=batch, on_cpu=BUSY_BATCH, widen=True)
         self.side_by_side = torch.device(device).type == "cpu"
-        shapes = self._session.inputs
-        if set(shapes) != {"target", "source"} or shapes["target"][2:] != [self.crop.size] * 2:
-            raise ModelError(
-                f"{path}: not a restorer (inputs target and source, crops of {self.crop.size}). Give another file."
-            )
+        require_restorer(Path(path))
 
     def restore(self, crops: Tensor, identity: Tensor) -> Tensor:
         """(N, 3, 128, 128) in [0, 1] and (N, D) unit norm → (N, 3, 128, 128) in [0, 1]."""

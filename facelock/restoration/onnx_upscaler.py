@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from facelock.errors import ModelError
+from facelock.restoration.formats import require_upscaler
 from facelock.runtime import BatchSession
 
 
@@ -20,8 +21,7 @@ class OnnxUpscaler:
         """Open the file. Raises ``ModelError``, ``DeviceError``."""
         self.path, self.scale = Path(path), scale
         self._session = BatchSession(path, device, batch=min(batch, 4))
-        if [len(shape) for shape in self._session.inputs.values()] != [4]:
-            raise ModelError(f"{path}: not an upscaler (one input of four dimensions). Give another file.")
+        require_upscaler(self.path)
         (self._input,) = self._session.inputs
 
     def upscale(self, frames: Tensor) -> Tensor:

@@ -15,13 +15,10 @@ from typing import Any
 
 import torch
 
-from facelock.errors import ConfigError, EnvironmentFailure, ModelError, first_line
+from facelock.errors import ConfigError, ModelError, first_line
+from facelock.restoration.extra import cannot_import, not_installed
 from facelock.restoration.precision import dtype_of
 from facelock.weights.state_dicts import load_state_dict
-
-EXTRA = "pip install 'facelock-video[sr]'"
-TORCHVISION_OF_TORCH_2 = 15
-"""torchvision 0.(n + 15) belongs to torch 2.n (pytorch/vision's README, table of versions)."""
 
 
 def load_spandrel(path: str | Path, purpose: str) -> Any:
@@ -31,7 +28,7 @@ def load_spandrel(path: str | Path, purpose: str) -> Any:
     ``EnvironmentFailure`` where spandrel or torchvision is missing or broken, ``ModelError`` for a file that is
     damaged, of an unknown architecture, or made for something else.
     """
-    library = _library()
+    library = require_library()
     found = _described(library, Path(path))
     if not isinstance(found, library.ImageModelDescriptor) or found.purpose != purpose:
         other = getattr(found, "purpose", type(found).__name__)
@@ -73,39 +70,16 @@ def _registry(library: Any) -> Any:
     return registry
 
 
-def _library() -> Any:
+def require_library() -> Any:
+    """spandrel, imported. Raises ``EnvironmentFailure`` where it or torchvision is missing or broken."""
     try:
         return importlib.import_module("spandrel")
     except ImportError as error:
         missing = (error.name or "torchvision").split(".")[0]
-        if missing == "torchvision":
-            raise _broken(error) from error
-        raise EnvironmentFailure(
-            f"This upscaler or restorer needs {missing}, which is not installed. Give {EXTRA}."
-        ) from error
-    except (
-        Exception
-    ) as error:  # a torchvision made for another torch fails with RuntimeError or AttributeError
-        raise _broken(error) from error
-
-
-def _broken(error: BaseException) -> EnvironmentFailure:
-    return EnvironmentFailure(
-        f"spandrel cannot be imported ({first_line(error, 120)}): it needs a torchvision made for this torch. "
-        f"Give {torchvision_command()}."
-    )
-
-
-def torchvision_command(version: str | None = None) -> str:
-    """The pip command that installs the torchvision of torch ``version`` (this one's), from torch's own index.
-
-    ``2.13.0+cpu`` gives ``pip install 'torchvision==0.28.*' --index-url https://download.pytorch.org/whl/cpu``.
-    """
-    number, _, build = (version or torch.__version__).partition("+")
-    major, minor = (int(part) for part in number.split(".")[:2])
-    wanted = f"'torchvision==0.{minor + TORCHVISION_OF_TORCH_2}.*'" if major == 2 else "torchvision"
-    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
-    return f"pip install --upgrade {wanted}{index}"
+        found = cannot_import(first_line(error, 120)) if missing == "torchvision" else not_installed(missing)
+        raise found from error
+    except Exception as error:  # a torchvision for another torch fails with RuntimeError or AttributeError
+        raise cannot_import(first_line(error, 120)) from error
 
 
 def placed(descriptor: Any, path: str | Path, precision: str, device: torch.device | str) -> torch.dtype:

@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,10 +41,17 @@ class Actor:
     """What runs in each process: a :class:`Worker` whose events go to a queue."""
 
     def __init__(
-        self, data: dict[str, Any], folder: str, film: str, device: str, queue: Any, build: Build | None
+        self,
+        data: dict[str, Any],
+        folder: str,
+        film: str,
+        device: str,
+        queue: Any,
+        build: Build | None,
+        vram: Mapping[str, int | None],
     ) -> None:
         board = Storyboard.from_data(data, folder)
-        self.plan = Plan.of(board)
+        self.plan = Plan.of(board).planned(vram)
         self.queue = queue
         self.worker = Worker(board, FilmFolder(film), self._tell, device, build)
 
@@ -84,7 +91,8 @@ def make_on_cluster(
         device = cluster.device if cluster.device != "auto" else "cuda" if gpus else "cpu"
         actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Actor)
         board = plan.board
-        given = (board.data(), str(board.folder), str(film.folder), device, queue, build)
+        vram = {unit.name: unit.recipe.memory.vram for unit in plan.units}
+        given = (board.data(), str(board.folder), str(film.folder), device, queue, build, vram)
         logger.info("%d workers on %s", count, "one GPU each" if gpus else "one CPU core each")
         _Pool(ray, [actor.remote(*given) for _ in range(count)], queue, plan, film, tell).run()
 

@@ -72,6 +72,8 @@ class ShotRecord:
     first: int = 0
     """First take that counts as new; ``retry`` moves it."""
     takes: tuple[Take, ...] = ()
+    vram: int | None = None
+    """GiB of GPU memory that were planned for when it was made last; None: as its recipe says."""
 
     def take(self, number: int) -> Take | None:
         """The take of that number, if it was tried."""
@@ -236,7 +238,8 @@ class FilmFolder:
 
 def _record(stored: Mapping[str, Any]) -> ShotRecord:
     takes = tuple(Take(**take) for take in stored["takes"])
-    return ShotRecord(str(stored["base"]), int(stored["first"]), takes)
+    vram = stored.get("vram")
+    return ShotRecord(str(stored["base"]), int(stored["first"]), takes, None if vram is None else int(vram))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -10,13 +10,14 @@ Loads recipes but no model; knows no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 from facelock.errors import ConfigError, ModelError
 from facelock.job import Job, check_size, parse_size, plan_chunks
-from facelock.recipe import Recipe, load_recipe, model_names
+from facelock.recipe import Recipe, load_recipe, model_names, tuned
 from facelock.recipe.words import crowd_warnings
 from facelock.storyboard import Storyboard, Transition, is_file_recipe, seed_of
 from facelock.weights import require_here
@@ -123,6 +124,20 @@ class Plan:
                 f"The shots have different frame rates ({shown}). Give recipes of one rate; a film has one."
             )
         return cls(board, units)
+
+    def planned(self, vram: Mapping[str, int | None]) -> Plan:
+        """The same with a memory plan for so many GiB for the shots named in ``vram``; None: as the recipe says.
+
+        Raises :class:`ConfigError` for a size that no plan is for.
+        """
+        made: dict[tuple[int, int | None], Recipe] = {}
+        units = []
+        for unit in self.units:
+            key = id(unit.recipe), vram.get(unit.name)
+            if key not in made:  # one recipe for all shots of it, since models are kept from shot to shot
+                made[key] = unit.recipe if key[1] is None else tuned(unit.recipe, vram=key[1])
+            units.append(replace(unit, recipe=made[key]))
+        return Plan(self.board, tuple(units))
 
     @property
     def fps(self) -> Fraction:

@@ -11,12 +11,15 @@ The same call again does only what is missing; after a kill it goes on and gives
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from facelock.errors import ConfigError, InputError
+from facelock.assembly import Assembly
+from facelock.errors import ConfigError, InputError, caught, together
 from facelock.output import locked
-from facelock.recipe import model_names
+from facelock.recipe import Recipe, model_names
 from facelock.storyboard import Storyboard
 from facelock.storyboards.checks import require_sound
 from facelock.storyboards.edit import make_edit
@@ -49,17 +52,19 @@ def render(
     address: str | None = None,
     workers: int | None = None,
     device: str = "auto",
+    vram: int | None = None,
     commercial: bool = False,
 ) -> Film:
     """Make every shot of ``board``, then the film, into the folder ``out``; returns what came of each shot.
 
-    A shot whose take misses its target is made again with another seed, up to its ``tries``; then it counts
-    as failed, ``film.mp4`` is not written, and the other shots are made all the same: see
-    :meth:`Film.require`. ``on_event`` hears of each step (:mod:`facelock.storyboards.events`). ``device`` is
-    auto, cpu, cuda or cuda:N. ``engine="ray"`` spreads shots over ``workers`` processes (default: one per GPU,
-    or per CPU core) of this machine, or of the Ray cluster at ``address``, on which ``out`` must be shared;
-    the bytes are the same. ``commercial`` refuses weights whose licence does not allow commercial use, of every
-    shot's recipe, before the first shot.
+    A shot whose take misses its target is made again with another seed, up to its ``tries``; then it counts as failed,
+    ``film.mp4`` is not written, and the other shots are made all the same: see :meth:`Film.require`. ``on_event`` hears
+    of each step (:mod:`facelock.storyboards.events`). ``device`` is auto, cpu, cuda or cuda:N. ``engine="ray"`` spreads
+    shots over ``workers`` processes (default: one per GPU, or per CPU core) of this machine, or of the Ray cluster at
+    ``address``, on which ``out`` must be shared; the bytes are the same. ``vram`` plans for so many GiB of GPU memory
+    (8, 12, 16, 24, 48 or 80), now and whenever the film is rendered again; None: what was planned for before.
+    ``commercial`` refuses weights whose licence does not allow commercial use, of every shot's recipe, before the first
+    shot; before it, too, all that any recipe lacks on this machine is said.
 
     Raises ``InputError`` for a storyboard or folder that cannot be used, ``ConfigError`` for a refused weight,
     ``ModelError`` for one that is not known, ``OutputBusyError`` while another
@@ -70,12 +75,13 @@ def render(
     board = board if isinstance(board, Storyboard) else Storyboard.load(board)
     require_sound(board)
     plan = Plan.of(board)
-    if commercial:
-        _require_commercial(plan)
+    plan = plan.planned({unit.name: vram for unit in plan.units})
+    require_ready(plan.recipes, device, commercial, here=engine == "local")
     film = FilmFolder(_checked_folder(out))
     with locked(film.folder):
         film.prepare()
         board.save(film.board)
+        plan = _planned(plan, film, {unit.name: vram for unit in plan.units})
         cluster = Cluster(address, workers, device) if engine == "ray" else None
         return _render(plan, film, on_event or _nothing, device, cluster)
 
@@ -86,24 +92,26 @@ def retry(
     *,
     on_event: OnEvent | None = None,
     device: str = "auto",
+    vram: int | None = None,
     commercial: bool = False,
 ) -> Film:
     """Make new takes of one shot, given by name or by number from 1, of the film in ``folder``; edit again.
 
-    Also when its present take was accepted but is not liked; where no new take meets the target, that one
-    stays. Raises ``InputError`` for a folder without a film or an unknown shot, else like :func:`render`.
+    Also when its present take was accepted but is not liked; where no new take meets the target, that one stays.
+    ``vram`` plans for so many GiB of GPU memory, for this shot from now on. Raises ``InputError`` for a folder without
+    a film or an unknown shot, else like :func:`render`.
     """
     film = FilmFolder(folder)
     board = film.load_board()
     plan = Plan.of(board)
-    if commercial:
-        _require_commercial(plan)
     unit = find_shot(plan, shot)
+    require_ready(plan.planned({unit.name: vram}).recipes, device, commercial)
     with locked(film.folder):
         film.prepare()
         record = film.records.get(unit.name, ShotRecord())
         first = max((take.number + 1 for take in record.takes), default=0)
         film.records[unit.name] = replace(record, first=first)
+        plan = _planned(plan, film, {unit.name: vram})
         return _render(plan, film, on_event or _nothing, device)
 
 
@@ -124,9 +132,26 @@ def _nothing(_: Event) -> None:
     """Hear of everything and say nothing."""
 
 
-def _require_commercial(plan: Plan) -> None:
-    for recipe in plan.recipes:
-        require_commercial(model_names(recipe).values())
+def require_ready(recipes: Sequence[Recipe], device: str, commercial: bool, *, here: bool = True) -> None:
+    """Raise everything that is in the way of any of ``recipes`` on this machine, before the first shot.
+
+    Not ``here``, where others make the shots on machines of their own, only refused licences.
+    """
+    if here:
+        found = caught(*(partial(Assembly, recipe, device, commercial) for recipe in recipes))
+    else:
+        names = [model_names(recipe).values() for recipe in recipes if commercial]
+        found = caught(*(partial(require_commercial, each) for each in names))
+    if found:
+        raise together("The storyboard cannot be rendered here", found)
+
+
+def _planned(plan: Plan, film: FilmFolder, vram: Mapping[str, int | None]) -> Plan:
+    """``plan`` with what is planned for now, or else was for each shot before; ``film`` remembers it."""
+    for unit in plan.units:
+        record = film.records.get(unit.name, ShotRecord())
+        film.records[unit.name] = replace(record, vram=vram.get(unit.name) or record.vram)
+    return plan.planned({name: record.vram for name, record in film.records.items()})
 
 
 def _checked_folder(out: str | Path) -> Path:
@@ -178,7 +203,7 @@ class ShotLoop:
         if base is None:
             record = replace(record, takes=())
         elif record.base and record.base != base:
-            record = ShotRecord(base)
+            record = ShotRecord(base, vram=record.vram)
         self.film.records[self.unit.name] = replace(record, base=base or record.base)
 
     def next_take(self) -> int | None:

@@ -6,7 +6,6 @@ module cannot do one :class:`ConfigError`.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 
 from facelock.errors import ConfigError, EnvironmentFailure
-from facelock.tuning.options import ATTENTION
+from facelock.tuning.options import ATTENTION, Speed
+from facelock.tuning.packages import lacking_packages
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +54,16 @@ def compile_blocks(transformer: Any, mode: str) -> None:
         raise ConfigError(
             f"speed.compile: {type(transformer).__name__} names no blocks to compile. Remove it."
         )
+    require_compiler()
+    transformer.compile_repeated_blocks(mode=mode)
+
+
+def require_compiler() -> None:
+    """Raise :class:`EnvironmentFailure` when there is no compiler."""
     if not compiler_present():
         raise EnvironmentFailure(
             "speed.compile needs a C++ compiler, and there is none. Install g++, or remove it."
         )
-    transformer.compile_repeated_blocks(mode=mode)
 
 
 def compiler_present() -> bool:
@@ -83,10 +88,8 @@ def quantise(transformer: Any, how: str, device: torch.device) -> None:
         compute = _usual_dtype(transformer)
         transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=compute)
         return
-    if importlib.util.find_spec("torchao") is None:
-        raise EnvironmentFailure(
-            "speed.quantise = 'int8' needs torchao, which is not installed. Give pip install torchao, or float8."
-        )
+    for error in lacking_packages(Speed(quantise=how)):
+        raise error
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     for block in _blocks(transformer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from facelock.errors import ConfigError
@@ -23,7 +23,13 @@ ATTENTION: Mapping[str, str] = {
 """Name in a recipe → diffusers' name. Those that fetch kernels from a hub while running are left out."""
 COMPILE = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """Modes of ``torch.compile``."""
-CACHES = ("first_block", "mag", "pab", "sea")
+CACHES: Mapping[str, tuple[str, ...]] = {
+    "first_block": ("threshold",),
+    "mag": ("threshold", "ratios", "most"),
+    "pab": ("every", "window"),
+    "sea": ("threshold", "most"),
+}
+"""Step caches, and the keys of ``[speed.cache]`` that each goes by."""
 REFUSED_CACHES: Mapping[str, str] = {
     "faster": "FasterCache needs both halves of guidance in diffusers' own order, and fails on Wan-like models",
     "taylorseer": "TaylorSeer finds no blocks to skip in Wan-like models, so it would only cost time",
@@ -46,7 +52,7 @@ class StepCache:
     kind: str
     """One of :data:`CACHES`."""
     threshold: float | None = None
-    """How much change is still passed over; None: diffusers' default. Of ``pab`` it has no meaning."""
+    """How much change is still passed over; None: diffusers' default. Not of ``pab``."""
     every: int = 2
     """Of ``pab``: attention is computed every so many steps."""
     window: tuple[int, int] = (100, 800)
@@ -109,7 +115,7 @@ def _check(
 
 
 def _check_cache(cache: StepCache) -> None:
-    _check("cache.kind", cache.kind, CACHES, REFUSED_CACHES)
+    _check("cache.kind", cache.kind, tuple(CACHES), REFUSED_CACHES)
     if cache.kind == "mag" and not cache.ratios:
         raise ConfigError(
             "speed.cache.kind = 'mag' needs the checkpoint's own ratios. Measure them with "
@@ -125,3 +131,26 @@ def _check_cache(cache: StepCache) -> None:
         raise ConfigError(
             f"speed.cache.every = {cache.every}, most = {cache.most} skip nothing. Give 2 and 1 or more."
         )
+
+
+def unused_cache_key(kind: str, given: Iterable[str]) -> str:
+    """A sentence on the first of the ``given`` keys of ``[speed.cache]`` that ``kind`` does not go by; else empty."""
+    used = CACHES.get(kind, tuple(given))
+    for key in given:
+        if key != "kind" and key not in used:
+            guess = did_you_mean(key, used) or "."
+            return (
+                f"speed.cache.{key} has no effect with kind = {kind!r}{guess} It goes by {' and '.join(used)}"
+            )
+    return ""
+
+
+def cache_misfit(cache: StepCache, *, control: bool, steps: int) -> ConfigError | None:
+    """Why a transformer cannot be cached: one with a ``control`` branch, as VACE's, or one that takes few ``steps``."""
+    if cache.kind != "pab" and control:
+        return ConfigError(
+            f"speed.cache.kind = {cache.kind!r} would count VACE's control signal twice. Choose pab, or none."
+        )
+    if steps < 2:
+        return ConfigError("speed.cache: with one denoising step nothing can be reused. Remove it.")
+    return None

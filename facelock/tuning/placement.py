@@ -31,6 +31,15 @@ class Placement:
         self.device, self.plan, self.steps = device, plan or Plan(), steps
         self.speed = (speed or Speed()).effective()
 
+    @property
+    def bound(self) -> str:
+        """Why the transformer cannot work in another precision for a while; empty where it can."""
+        if self.speed.quantise:
+            return f"its weights are held in {self.speed.quantise}"
+        if self.plan.groups:
+            return "the memory plan moves its weights in and out of the GPU"
+        return ""
+
     def __call__(self, modules: Mapping[str, Any]) -> None:
         """Place and tune. Raises ``ConfigError``, ``EnvironmentFailure``; torch's own errors of a device pass."""
         for name, module in modules.items():

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from facelock.errors import ConfigError
-from facelock.tuning.options import StepCache
+from facelock.tuning.options import StepCache, cache_misfit
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +92,9 @@ def enable_step_cache(transformer: Any, cache: StepCache, *, steps: int) -> Foll
         raise ConfigError(
             f"speed.cache: {type(transformer).__name__} takes no step cache. Remove it from the recipe."
         )
-    if cache.kind != "pab" and hasattr(transformer, "vace_blocks"):
-        raise ConfigError(
-            f"speed.cache.kind = {cache.kind!r} would count VACE's control signal twice. Choose pab, or none."
-        )
-    if steps < 2:
-        raise ConfigError("speed.cache: with one denoising step nothing can be reused. Remove it.")
+    misfit = cache_misfit(cache, control=hasattr(transformer, "vace_blocks"), steps=steps)
+    if misfit:
+        raise misfit
     _register_blocks(transformer)
     follower = Follower(cache.kind, steps)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from facelock.errors import ConfigError, EncoderError
@@ -35,26 +35,34 @@ def coding(encoder: str, quality: float, pixel_format: str) -> Mapping[str, Any]
     }  # fmt: skip
 
 
-def require_encoder(encoder: str) -> None:
-    """Raise :class:`EncoderError` unless ``encoder`` really codes a picture here: found out before hours of work.
+def why_not(program: str, encoder: str, *, run: Callable[..., Any] = subprocess.run) -> str:
+    """Why the ffmpeg ``program`` does not code a picture with ``encoder``, ffmpeg's own first words; empty: it does.
 
-    ffmpeg lists hardware encoders that the machine does not have, and such a one leaves an empty file behind.
+    It is tried with the options that clips are coded with: ffmpeg lists hardware encoders that the machine does not
+    have, and such a one leaves an empty file behind.
     """
-    program = find_ffmpeg()
-    if encoder == "x264":
-        return
     options = [
         part for key, value in coding(encoder, 20, "yuv420p").items() for part in (f"-{key}", str(value))
     ]
-    command = [program, "-hide_banner", "-loglevel", "error", "-f", "lavfi", "-i", "color=size=256x256"]
+    command = [program, "-hide_banner", "-loglevel", "error", "-f", "lavfi", "-i", "color=gray:s=256x256"]
     command += ["-frames:v", "1", *options, "-f", "null", "-"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS)
-        words, code = done.stderr.strip().splitlines(), done.returncode
+        done = run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.TimeoutExpired) as error:
-        words, code = [str(error)], 1
-    if code:
-        why = words[0].split("] ")[-1].rstrip(".") if words else "no reason given"
+        return str(error)[:200]
+    if done.returncode == 0:
+        return ""
+    words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return words[0][:200] if words else f"ffmpeg ends with code {done.returncode}"
+
+
+def require_encoder(encoder: str) -> None:
+    """Raise :class:`EncoderError` unless ``encoder`` really codes a picture here: found out before hours of work."""
+    program = find_ffmpeg()
+    if encoder == "x264":
+        return
+    why = why_not(program, encoder).split("] ")[-1].rstrip(".")
+    if why:
         raise EncoderError(
             f'This machine cannot encode with {encoder} ({why}). Give encoder = "x264" in the recipe\'s [encode].'
         )

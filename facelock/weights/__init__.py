@@ -57,8 +57,8 @@ def locate(name: str, *, commercial: bool = False, pickled: bool = False) -> Pat
 
     Bundled and pulled weights are checked against the catalog's sha256 (once per process and file). With
     ``commercial``, :func:`require_commercial` first. ``pickled`` allows a pickle, to those who read it with
-    ``weights_only``. Raises ``ModelError`` when nothing is there (saying how to pull it), when it is a pickle, or when
-    the digest differs.
+    ``weights_only``. Raises ``ModelError`` when it is not here (saying how to pull it), when it is a pickle, or when
+    the digest differs, ``ConfigError`` for a name that means nothing.
     """
     if commercial:
         require_commercial([name])
@@ -90,6 +90,26 @@ def _existing(name: str | Path) -> Path | None:
         ValueError,
     ):  # a name too long, of no user, with a NUL: no path of anything
         return None
+
+
+def place(name: str) -> Path | None:
+    """Where the weight ``name``, or the user's file, lies; None where it is not here. Nothing of it is read."""
+    entry = _named(Catalog.load(), name)
+    if entry is None:
+        return _existing(name)
+    return entry.path if is_here(entry) else None
+
+
+def is_own_file(name: str) -> bool:
+    """Whether ``name`` is not the catalog's but a file or folder of the user's."""
+    return _named(Catalog.load(), name) is None and _existing(name) is not None
+
+
+def require_known(name: str) -> None:
+    """Raise ``ConfigError``, naming the nearest, where ``name`` is neither in the catalog nor a file."""
+    catalog = Catalog.load()
+    if _named(catalog, name) is None and _existing(name) is None:
+        raise catalog.unknown(name)
 
 
 def require_here(names: Iterable[str]) -> None:
@@ -154,7 +174,7 @@ def require_commercial(names: Iterable[str | Path]) -> None:
 
     ``names`` are catalog names, or paths of files and folders, which are known by the sha256 of what is in them. A
     file that nobody knows is refused too: what is not known to be allowed is not. Raises ``ConfigError`` naming the
-    weight and its licence, ``ModelError`` for a name that means nothing.
+    weight and its licence, or for a name that means nothing.
     """
     catalog = Catalog.load()
     for name in names:

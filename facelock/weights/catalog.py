@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from facelock.assets import asset_dir
-from facelock.errors import ModelError
+from facelock.errors import ConfigError, ModelError
 from facelock.types import Thresholds
 from facelock.weights.receipt import Receipt, read_receipt
 
@@ -269,19 +269,19 @@ class Catalog:
         return next(named, None)
 
     def entry(self, name: str) -> Entry:
-        """:meth:`find`, but raises ``ModelError`` naming the closest ones."""
+        """:meth:`find`, but raises ``ConfigError`` naming the closest ones."""
         found = self.find(name)
         if found is None:
             raise self.unknown(name)
         return found
 
-    def unknown(self, name: str) -> ModelError:
-        """The error for a name that is none of these."""
+    def unknown(self, name: str) -> ConfigError:
+        """The error for a name that is none of these: wrong input, wherever it was given."""
         close = difflib.get_close_matches(name[:80], self.entries, 3, 0.4)
         if name.startswith(("/", "./", "../", "~")):
-            return ModelError(f"{name[:200]}: there is no such model file or folder. Check the path.")
+            return ConfigError(f"{name[:200]}: there is no such model file or folder. Check the path.")
         known = f"Known ones near it: {', '.join(close)}. " if close else ""
-        return ModelError(f"no model is called {name[:80]!r}. {known}See `facelock models list`.")
+        return ConfigError(f"no model is called {name[:80]!r}. {known}See `facelock models list`.")
 
     def licences(self, sha256: str) -> Known | None:
         """What is known of a file with this digest; where several entries hold it, what the freest allows."""

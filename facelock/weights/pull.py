@@ -17,15 +17,24 @@ import shutil
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
-from facelock.errors import ConfigError, InputError, ModelError, OutputBusyError
+from facelock.errors import InputError, ModelError, OutputBusyError, caught, together
 from facelock.files import lock_file, publish
 from facelock.protocols import Progress
-from facelock.weights import damaged, digest, is_here, missing, require_commercial, sha256_file
+from facelock.weights import (
+    damaged,
+    digest,
+    is_here,
+    is_own_file,
+    missing,
+    require_commercial,
+    sha256_file,
+)
 from facelock.weights.catalog import Catalog, Entry, Fetch
 from facelock.weights.download import PIECE, cache_error, download
 from facelock.weights.hub import fetch_hub
@@ -54,13 +63,34 @@ def pull(
 
 def find(name: str, *, commercial: bool = False) -> Entry:
     """The catalog's entry ``name``, or its alias. Raises ``ConfigError``."""
-    catalog = Catalog.load()
-    entry = catalog.find(name)
-    if entry is None:
-        raise ConfigError(str(catalog.unknown(name)))
+    entry = Catalog.load().entry(name)
     if commercial:
         require_commercial([entry.name])
     return entry
+
+
+def find_all(names: Iterable[str], *, commercial: bool = False, own_files: bool = False) -> list[Entry]:
+    """The catalog's entries ``names``, each once, or one error for all of them before any is fetched.
+
+    ``own_files``: names that are files of the user's own need no fetching and are left out. Raises ``ConfigError``
+    for names that mean nothing and, with ``commercial``, licences that do not allow it; ``ModelError`` for weights
+    that are not here and that nobody offers.
+    """
+    unique = list(dict.fromkeys(names))
+    wanted = [name for name in unique if not (own_files and is_own_file(name))]
+    checked = [partial(require_commercial, [name]) for name in unique] if commercial else []
+    wrong = caught(*(partial(find, name) for name in wanted), *checked)
+    if wrong:
+        raise together("Nothing was fetched", wrong)
+    entries = list({entry.name: entry for entry in map(find, wanted)}.values())
+    gone = [
+        ModelError(missing(entry))
+        for entry in entries
+        if not (entry.bundled or entry.fetch or is_here(entry))
+    ]
+    if gone:
+        raise together("Nothing was fetched", gone)
+    return entries
 
 
 def pull_entry(entry: Entry, *, progress: Progress | None = None, wire: Wire | None = None) -> Path:

@@ -1,0 +1,400 @@
+"""What a checkpoint can do of what a recipe asks, told by its configuration files alone: nothing is loaded.
+
+::
+
+    folder = Path("skyreels")
+    for error in misfits("skyreels_v2", str(folder), read_configs(folder), Asked((544, 960), 97, 17, 30)):
+        print(error)
+
+The one place of these rules: recipes are held against them before anything is loaded (:mod:`facelock.preflight`), and
+the backbones hold what they have loaded against them once more. Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from facelock.errors import ConfigError, FaceLockError, InputError, ModelError, first_line
+
+REMEDY = "Pull or export the model again."
+LARGEST_FILE = 1 << 20
+"""Bytes; a configuration is a page of text."""
+PIPELINES: Mapping[str, tuple[str, ...]] = {
+    "skyreels_v2": ("SkyReelsV2DiffusionForcing*",),
+    "wan_vace": ("WanVACEPipeline",),
+    "helios": ("HeliosPipeline",),
+    "ltx2": ("LTX2*",),
+    "consisid": ("ConsisIDPipeline",),
+}
+"""Kind → class names that ``model_index.json`` may give for the whole; ``*`` stands for any ending."""
+MOST_CONTEXT_NOISE: Mapping[str, float] = {"skyreels_v2": 0.06, "wan_vace": 0.0, "helios": 0.2, "ltx2": 0.5}
+SECTION = 9
+"""Latents that Helios makes at once, as the published checkpoints were trained."""
+FEATURE_REMEDY = (
+    "Compute it again with ConsisID's own tools (facelock/blueprint/consisid_features.py says how)."
+)
+MEL_COMPRESSION = 4
+"""Bins of a spectrogram to a latent of LTX-2's sound; diffusers writes the number into its code."""
+
+Config = Mapping[str, Any]
+Configs = Mapping[str, Config]
+"""Folder of a part → its configuration; ``model_index`` is that of the whole."""
+Found = Iterator[FaceLockError]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a recipe asks of a checkpoint; the fields are those of ``[blueprint]``."""
+
+    size: tuple[int, int]
+    window: int
+    context: int
+    steps: int = 1
+    context_noise: float = 0.0
+    flow_shift: float | None = None
+    guided: bool = False
+    """Whether there is identity guidance."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The kind's own (:mod:`facelock.blueprint.options`); of SkyReels-V2 ``regions`` and ``region_width``."""
+
+
+def refused(found: str, allowed: str) -> ConfigError:
+    """The error for what was ``found`` in the recipe, where ``allowed`` would be possible."""
+    return ConfigError(f"The blueprint cannot work with {found}. Give {allowed} in the recipe.")
+
+
+def misfits(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    """Everything about ``asked`` that the checkpoint in ``folder`` cannot do, and what of it does not hold together.
+
+    A rule whose numbers the ``configs`` do not give (older files lack some) is passed over: those of a loaded
+    checkpoint have them all. Yields ``ConfigError`` and ``ModelError``.
+    """
+    for check in CHECKS.get(kind, ()):
+        with suppress(KeyError, TypeError, ValueError, IndexError, ZeroDivisionError, OverflowError):
+            yield from check(kind, folder, configs, asked)
+
+
+def latents(kind: str, configs: Configs) -> tuple[int, int, int] | None:
+    """What a latent of the checkpoint is: its channels, frames and pixels along each side; None where that is not
+    told."""
+    with suppress(KeyError, TypeError, ValueError):
+        vae = configs["vae"]
+        if kind == "ltx2":
+            return (int(vae["latent_channels"]), *ltx2_scales(vae))
+        time, space = wan_scales(vae)
+        return int(vae["z_dim"]), time, space * int(vae.get("patch_size") or 1)
+    return None
+
+
+def other_latents(taken: int, made: int) -> str:
+    """The sentence for a tiny decoder of latents of another autoencoder."""
+    return (
+        f"The tiny decoder takes latents of {taken} channels, the blueprint's have {made}. "
+        "Name the one that belongs to the blueprint in [guidance] decoder."
+    )
+
+
+def read_index(folder: Path, pipelines: tuple[str, ...]) -> dict[str, Any]:
+    """``model_index.json`` of a diffusers folder. Raises ``ModelError`` where it is missing, damaged, or of none of
+    the ``pipelines``."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        found = "is not a folder" if not folder.is_dir() else "has no model_index.json"
+        raise ModelError(f"{folder} {found}, so it holds no blueprint. Check the recipe's model name.")
+    try:
+        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = str(index["_class_name"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ModelError(f"{path} is damaged ({first_line(error)}). {REMEDY}") from error
+    if not any(fnmatchcase(kind, pattern) for pattern in pipelines):
+        wanted = " or ".join(pattern.replace("*", "Pipeline") for pattern in pipelines)
+        raise ModelError(f"{folder} holds a {kind[:80]}, not a {wanted}. Check the recipe's model name.")
+    return index
+
+
+def read_configs(folder: Path, index: Config) -> dict[str, Config]:
+    """The configurations of the parts that ``index`` names; those that cannot be read are left out."""
+    found: dict[str, Config] = {"model_index": index}
+    for part in index:
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        path = folder / part / name
+        with suppress(OSError, ValueError, RecursionError):
+            if path.stat().st_size <= LARGEST_FILE:
+                read = json.loads(path.read_text(encoding="utf-8"))
+                found |= {part: read} if isinstance(read, dict) else {}
+    return found
+
+
+def missing_parts(folder: Path, index: Config) -> list[str]:
+    """Parts that the ``index`` names and ``folder`` has no folder of."""
+    named = [part for part, value in index.items() if isinstance(value, list) and any(value)]
+    return [part for part in named if not (folder / part).is_dir()]
+
+
+# ---------------------------------------------------------------------- every kind
+
+
+def _window(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    if not 1 <= asked.context < asked.window:
+        yield refused(f"context = {asked.context}", f"less than the window, {asked.window}")
+    if asked.steps < 1:
+        yield refused(f"steps = {asked.steps}", "1 or more")
+
+
+def _noise(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    most = MOST_CONTEXT_NOISE[kind]
+    if not 0 <= asked.context_noise <= most:
+        allowed = f"between 0 and {most:g}" if most else "0"
+        yield refused(f"context_noise = {asked.context_noise}", allowed)
+
+
+def _sides(asked: Asked, step: int) -> Found:
+    if min(asked.size) < 1 or any(side % step for side in asked.size):
+        yield refused(f"size = {asked.size}", f"n * {step}")
+
+
+# ---------------------------------------------------------------------- the Wan family
+
+
+def wan_scales(vae: Config) -> tuple[int, int]:
+    """Frames per latent, pixels per latent, of an ``AutoencoderKLWan``."""
+    halvings = vae["temperal_downsample"]
+    return 2 ** sum(halvings), 2 ** len(halvings)
+
+
+def _wan_transformer(configs: Configs) -> Config:
+    return configs["transformer"] if "transformer" in configs else configs["transformer_2"]
+
+
+def _wan_size(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    yield from _sides(asked, wan_scales(configs["vae"])[1] * _wan_transformer(configs)["patch_size"][1])
+
+
+def _wan_positions(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    time, space = wan_scales(configs["vae"])
+    longest = int(_wan_transformer(configs)["rope_max_seq_len"])
+    largest = max(-(-(asked.window - 1) // time) + 1, *(side // space for side in asked.size))
+    if largest > longest:
+        yield refused(f"{largest} latents along one axis", f"at most {longest}")
+
+
+def _skyreels_channels(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    network, channels = configs["transformer"], configs["vae"]["z_dim"]
+    depth = network["patch_size"][0]
+    if network["in_channels"] != channels or depth != 1:
+        yield ModelError(
+            f"{folder}: the transformer takes {network['in_channels']} channels and patches {depth} latents "
+            f"deep, the VAE makes {channels} channels. Use a text-to-video model."
+        )
+
+
+def _skyreels_frames(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    time, _ = wan_scales(configs["vae"])
+    block = configs["transformer"]["num_frame_per_block"]
+    for name, frames in (("window", asked.window), ("context", asked.context)):
+        latents = (frames - 1) // time + 1
+        if frames < 1 or frames % time != 1 % time:
+            yield refused(f"{name} = {frames}", f"n * {time} + 1 frames")
+        elif latents % block:
+            yield refused(f"{name} = {frames}", f"a multiple of {block} latents ({latents} now)")
+
+
+def region_starts(count: int, width: int, window: int) -> tuple[int, ...]:
+    """Left edges of ``count`` windows, ``window`` latents wide, spread evenly over a frame ``width`` latents wide.
+
+    Raises ``ConfigError`` where they do not fit or leave gaps.
+    """
+    if not (0 < window <= width) or count < 1 or (count == 1 and window != width):
+        raise ConfigError(
+            f"{count} regions of {window} latents do not fit a frame of {width}. Correct the recipe's regions."
+        )
+    starts = tuple(round(i * (width - window) / max(count - 1, 1)) for i in range(count))
+    if any(right - left > window for left, right in pairwise(starts)):
+        raise ConfigError(
+            f"{count} regions of {window} latents leave gaps in a frame of {width}. "
+            "Give more regions, or a narrower size, in the recipe."
+        )
+    return starts
+
+
+def _skyreels_regions(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    count = asked.options.get("regions", 1)
+    width = asked.size[1] if count == 1 else asked.options.get("region_width") or asked.size[0]
+    _, space = wan_scales(configs["vae"])
+    try:
+        region_starts(count, asked.size[1] // space, width // space)
+    except ConfigError as error:
+        yield error
+
+
+def _vace_boundary(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    ratio, both = (
+        configs["model_index"].get("boundary_ratio"),
+        {"transformer", "transformer_2"} <= set(configs),
+    )
+    whole = isinstance(ratio, int | float) and not isinstance(ratio, bool) and 0 < ratio < 1
+    if (ratio is not None or both) and not (both and whole):
+        yield ModelError(
+            f"{folder}/model_index.json: a boundary_ratio between 0 and 1 and two transformers belong together "
+            f"(found {ratio!r} and {'two' if both else 'one'}). {REMEDY}"
+        )
+    second = asked.options.get("guidance_scale_2")
+    if second is not None and ratio is None:
+        yield refused(f"guidance_scale_2 = {second}", "it for a model of two transformers alone")
+
+
+def _vace_channels(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    channels, pixels = configs["vae"]["z_dim"], wan_scales(configs["vae"])[1]
+    for name in sorted(configs.keys() & {"transformer", "transformer_2"}):
+        found = configs[name]["in_channels"], configs[name]["vace_in_channels"]
+        if found != (channels, 2 * channels + pixels**2):
+            yield ModelError(
+                f"{folder}: {name} takes {found[0]} and {found[1]} channels, the VAE makes {channels}. "
+                "Use the parts of one model."
+            )
+
+
+def _helios_schedule(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    if asked.flow_shift is not None:
+        yield refused(f"flow_shift = {asked.flow_shift}", "none: Helios shifts by the picture's size")
+    stages = configs["scheduler"]["stages"]
+    if stages != 1:
+        yield ModelError(f"The blueprint's scheduler works in {stages} stages. Use a Helios base checkpoint.")
+
+
+def _helios_sections(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    section = (SECTION - 1) * wan_scales(configs["vae"])[0] + 1
+    if asked.context % section:
+        yield refused(f"context = {asked.context}", f"n * {section} frames")
+    taken, made = configs["transformer"]["in_channels"], configs["vae"]["z_dim"]
+    if taken != made:
+        yield ModelError(
+            f"{folder}: the transformer takes {taken} channels, the VAE makes {made}. Use the parts of one model."
+        )
+
+
+def _wan_schedule(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    if configs["scheduler"]["use_dynamic_shifting"]:
+        yield ModelError("The blueprint's scheduler shifts by picture size. Use one with a fixed flow_shift.")
+
+
+# ---------------------------------------------------------------------- LTX-2
+
+
+def ltx2_scales(vae: Config) -> tuple[int, int]:
+    """Frames per latent, pixels per latent, of an ``AutoencoderKLLTX2Video``."""
+    halvings = vae["spatio_temporal_scaling"]
+    count = len(vae["layers_per_block"]) - 1 if halvings is True else sum(halvings)
+    time, space = (vae.get(f"{axis}_compression_ratio") for axis in ("temporal", "spatial"))
+    return int(time or vae["patch_size_t"] * 2**count), int(space or vae["patch_size"] * 2**count)
+
+
+def _ltx2_settings(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    if asked.flow_shift is not None:
+        yield ConfigError("LTX-2 shifts its noise by the picture's size. Leave flow_shift out of the recipe.")
+    strength = asked.options.get("reference_strength", 0.0)
+    if not 0 <= strength <= 1:
+        yield refused(f"reference_strength = {strength}", "between 0 and 1")
+
+
+def _ltx2_patches(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    if (configs["transformer"]["patch_size"], configs["transformer"]["patch_size_t"]) != (1, 1):
+        yield ModelError(
+            f"{folder}: its transformer joins latents to patches. Use an LTX-2 model, not LTX-Video."
+        )
+
+
+def _ltx2_channels(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    network, sound = configs["transformer"], configs["audio_vae"]
+    made = configs["vae"]["latent_channels"], sound["latent_channels"] * sound["mel_bins"] // MEL_COMPRESSION
+    taken = network["in_channels"], network["audio_in_channels"]
+    if taken != made:
+        yield ModelError(
+            f"{folder}: the transformer takes {taken[0]} and {taken[1]} channels, the autoencoders make {made[0]} "
+            f"and {made[1]}. {REMEDY}"
+        )
+
+
+def _ltx2_frames(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    time, space = ltx2_scales(configs["vae"])
+    if asked.context % time != 1 % time:
+        yield refused(f"context = {asked.context}", f"n * {time} + 1 frames")
+    yield from _sides(asked, space)
+
+
+def _ltx2_blocks(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    if not asked.options.get("stg_scale"):
+        return
+    block, depth = asked.options.get("stg_block", 29), configs["transformer"]["num_layers"]
+    if not configs["transformer"]["perturbed_attn"]:
+        yield ConfigError(f"{folder} has no attention to skip. Give stg_scale = 0 in the recipe.")
+    elif not 0 <= block < depth:
+        yield refused(f"stg_block = {block}", f"0 to {depth - 1}")
+
+
+# ---------------------------------------------------------------------- ConsisID
+
+
+def _consisid_settings(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    if asked.flow_shift is not None or asked.context_noise or asked.guided:
+        yield ConfigError("ConsisID takes no flow_shift, context_noise or guidance. Leave them out.")
+
+
+def _consisid_features(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    features = asked.options.get("features", "")
+    if callable(features):
+        return
+    if not str(features):
+        yield ConfigError(
+            "ConsisID needs each face's features, which its own tools compute. "
+            "Name their folder as features under [blueprint.options], or use another recipe."
+        )
+    elif not Path(features).is_dir():
+        yield ConfigError(f"{features}: is no folder of ConsisID features. Correct it in the recipe.")
+
+
+def feature_file(folder: Path, name: str) -> Path:
+    """ConsisID's features of the character ``name``. Raises ``InputError`` where there are none."""
+    path = folder / f"{name}.safetensors"
+    if not path.is_file():
+        raise InputError(f"{path}: ConsisID's features of {name} are missing. {FEATURE_REMEDY}")
+    return path
+
+
+def _consisid_kind(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    network, channels = configs["transformer"], configs["vae"]["latent_channels"]
+    if network["is_kps"] or not network["is_train_face"] or network["in_channels"] != 2 * channels:
+        yield ModelError(f"{folder}: its transformer is not told of a face. Use ConsisID's own checkpoint.")
+
+
+def _consisid_size(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    network, scale = configs["transformer"], 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    native = network["sample_height"] * scale, network["sample_width"] * scale
+    if network["use_learned_positional_embeddings"] and tuple(asked.size) != native:
+        yield refused(f"size = {asked.size}", f"{native}, the only size it knows")
+    else:
+        yield from _sides(asked, scale * network["patch_size"])
+
+
+def _consisid_window(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    longest = int(configs["transformer"]["sample_frames"])
+    if not 1 < asked.window <= longest:
+        yield refused(f"window = {asked.window}", f"2 to {longest}")
+
+
+CHECKS: Mapping[str, tuple[Callable[[str, str, Configs, Asked], Found], ...]] = {
+    "skyreels_v2": (_window, _noise, _wan_schedule, _wan_size, _skyreels_channels, _skyreels_frames, _wan_positions,
+                    _skyreels_regions),
+    "wan_vace": (_window, _noise, _wan_schedule, _wan_size, _vace_boundary, _vace_channels, _wan_positions),
+    "helios": (_window, _noise, _helios_schedule, _wan_size, _helios_sections),
+    "ltx2": (_ltx2_settings, _window, _noise, _ltx2_patches, _ltx2_channels, _ltx2_frames, _ltx2_blocks),
+    "consisid": (_consisid_settings, _window, _consisid_features, _consisid_kind, _consisid_size, _consisid_window),
+}  # fmt: skip
+"""Kind → its rules, in the order in which they are told."""

@@ -1,0 +1,188 @@
+"""What stands between a recipe and its first frame here, all of it at once, before anything is loaded.
+
+::
+
+    require(load_recipe("skyreels-v2-1.3b"))       # raises one error that lists everything
+    for error in lacking(recipe):                  # what `facelock doctor` shows
+        print(error)
+
+Looks at names, file headers and configurations: weights that are missing, files that are not what the recipe says,
+packages that are not installed, numbers that the checkpoint cannot do. The rules themselves stand beside the stages
+(``fits`` and ``formats`` modules), which hold what they load against them once more. Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from facelock.alignment import ALIGNERS, aligner_class
+from facelock.alignment import formats as alignment_formats
+from facelock.blueprint import BACKBONES, backbone_class, fits
+from facelock.errors import ConfigError, FaceLockError, ModelError, caught, together
+from facelock.nets.taehv_layout import read_shape
+from facelock.portrait import fits as portrait_fits
+from facelock.recipe import Recipe, load_recipe, model_names
+from facelock.restoration import RESTORERS, UPSCALERS, restorer_class, upscaler_class
+from facelock.restoration import formats as restoration_formats
+from facelock.restoration.extra import SPANDREL, lacking_extra
+from facelock.tuning.options import cache_misfit
+from facelock.tuning.packages import lacking_packages
+from facelock.weights import place, require_commercial, require_here, require_known
+
+Found = Iterator[FaceLockError]
+Paths = Mapping[str, Path]
+"""Role → file or folder, of the weights that are here."""
+
+
+def wanted(names: Sequence[str], recipe: str | Path | None) -> list[str]:
+    """Weights that are to be fetched: ``names``, and all that the ``recipe`` of this name or path names.
+
+    Raises ``ConfigError`` where there are none, or for a recipe that cannot be read.
+    """
+    found = [*names, *(model_names(load_recipe(recipe)).values() if recipe else ())]
+    if not found:
+        raise ConfigError(
+            "No weight is named. Give names as 'facelock models list' shows them, or --recipe NAME."
+        )
+    return found
+
+
+def require(recipe: Recipe, *, commercial: bool = False, also: Sequence[FaceLockError] = ()) -> None:
+    """Raise what :func:`lacking` finds and what was found ``also``, as one error (:func:`facelock.errors.together`)."""
+    found = [*lacking(recipe, commercial=commercial), *also]
+    if found:
+        raise together(f"The recipe {recipe.name} cannot run here", found)
+
+
+def lacking(recipe: Recipe, *, commercial: bool = False, weights: bool = True) -> list[FaceLockError]:
+    """Everything that is in the way of ``recipe``, whichever stage it belongs to; empty: nothing that can be told.
+
+    ``commercial`` refuses weights whose licence does not allow commercial use; without ``weights`` those that are
+    missing are not told, but for names that mean nothing, since somebody else does.
+    """
+    names, found = model_names(recipe), list(_kinds(recipe))
+    refused = caught(lambda: require_commercial(names.values())) if commercial else []
+    found += refused
+    paths = {role: path for role, name in names.items() if (path := place(name)) is not None}
+    found += caught(*(partial(require_known, name) for name in names.values()))
+    if weights and not refused:  # what is refused need not be fetched
+        found += caught(lambda: require_here(names.values()))
+    for check in CHECKS:
+        found += check(recipe, paths)
+    return found
+
+
+def _kinds(recipe: Recipe) -> Found:
+    """Stages of a kind that is not known; imports none of them."""
+    restore = recipe.restore
+    kinds: list[tuple[str, Collection[str], Callable[[str], Any]]] = [
+        (recipe.blueprint.kind, BACKBONES, backbone_class),
+        (recipe.lock.kind, ALIGNERS, aligner_class),
+        (restore.upscaler_kind, UPSCALERS, upscaler_class),
+        (restore.restorer_kind, RESTORERS, restorer_class),
+    ]
+    for kind, known, find in kinds:
+        if kind not in known:
+            yield from caught(partial(find, kind))
+
+
+def _packages(recipe: Recipe, paths: Paths) -> Found:
+    speed = recipe.speed.choices()
+    yield from lacking_packages(speed)
+    if speed.cache:
+        control = recipe.blueprint.kind == "wan_vace"
+        misfit = cache_misfit(speed.cache, control=control, steps=recipe.blueprint.steps)
+        yield from [misfit] if misfit else []
+    restore = recipe.restore
+    if SPANDREL & {restore.upscaler_kind, restore.restorer_kind if restore.restorer else ""}:
+        error = lacking_extra()
+        if error:
+            yield error
+
+
+def _blueprint(recipe: Recipe, paths: Paths) -> Found:
+    low, folder = recipe.blueprint, paths.get("blueprint.model")
+    configs: dict[str, fits.Config] = {}
+    if folder and low.kind in fits.PIPELINES:
+        try:
+            index = fits.read_index(folder, fits.PIPELINES[low.kind])
+        except ModelError as error:
+            yield error
+            return
+        for part in fits.missing_parts(folder, index):
+            yield ModelError(f"{folder} lacks its {part}/ folder. {fits.REMEDY}")
+        configs = fits.read_configs(folder, index)
+    asked = fits.Asked(
+        low.size,
+        low.window,
+        low.context,
+        low.steps,
+        low.context_noise,
+        low.flow_shift,
+        guided=recipe.guidance is not None,
+        options={**low.options, "regions": low.regions, "region_width": low.region_width},
+    )
+    yield from fits.misfits(low.kind, str(folder), configs, asked)
+    if "guidance.decoder" in paths:
+        yield from _decoder(low.kind, paths["guidance.decoder"], configs)
+
+
+def _decoder(kind: str, path: Path, configs: fits.Configs) -> Found:
+    try:
+        shape = read_shape(path)
+    except ModelError as error:
+        yield error
+        return
+    latents = fits.latents(kind, configs)
+    if latents is not None and shape.channels != latents[0]:
+        yield ModelError(fits.other_latents(shape.channels, latents[0]))
+    elif latents is not None and shape.scales != latents[1:]:
+        (time, space), (frames, pixels) = shape.scales, latents[1:]
+        yield ModelError(
+            f"{path}: makes {time} frames and {space} pixels of a latent, the blueprint's holds {frames} and {pixels}. "
+            "Name the one that belongs to the blueprint in [guidance] decoder."
+        )
+
+
+def _aligner(recipe: Recipe, paths: Paths) -> Found:
+    model, encoder = paths.get("lock.model"), paths.get("faces.encoder")
+    if recipe.lock.kind == "inswapper" and model:
+        wrong = caught(lambda: alignment_formats.require_inswapper(model))
+        if not wrong and encoder and recipe.faces.kind == "onnx_pack":
+            wrong = caught(lambda: alignment_formats.require_width(model, encoder))
+        yield from wrong
+    if recipe.lock.kind == "faceid" and recipe.lock.faceid and model:
+        faceid = recipe.lock.faceid
+        yield from portrait_fits.checked(model, mask=faceid.mask, size=faceid.size)
+
+
+def _restorer(recipe: Recipe, paths: Paths) -> Found:
+    restore, upscaler, model = recipe.restore, paths.get("restore.upscaler"), paths.get("restore.restorer")
+    if restore.upscaler_kind == "onnx_upscaler" and upscaler:
+        yield from caught(lambda: restoration_formats.require_upscaler(upscaler))
+    if restore.restorer_kind == "onnx_restorer" and model:
+        yield from caught(lambda: restoration_formats.require_restorer(model))
+    if restore.restorer_kind == "faceid_restorer" and restore.faceid and model:
+        yield from portrait_fits.checked(model, mask=restore.faceid.mask, size=restore.faceid.size)
+
+
+def _encoder(recipe: Recipe, paths: Paths) -> Found:
+    """A hardware encoder is tried; the software one when a clip is begun."""
+    if recipe.encode.encoder != "x264":
+        from facelock.video.encoders import require_encoder
+
+        yield from caught(lambda: require_encoder(recipe.encode.encoder))
+
+
+CHECKS: tuple[Callable[[Recipe, Paths], Found], ...] = (_packages, _blueprint, _aligner, _restorer, _encoder)
+"""What is looked at besides the weights' names, stage by stage."""
+
+
+def require_features(recipe: Recipe, names: Sequence[str]) -> None:
+    """Raise ``InputError`` where a recipe of ConsisID has no features of the first of the characters ``names``."""
+    features = recipe.blueprint.options.get("features")
+    if recipe.blueprint.kind == "consisid" and features and names:
+        fits.feature_file(Path(features), names[0])

@@ -1,0 +1,61 @@
+"""What an ONNX file takes and gives, without opening it for work: for saying beforehand that it is the wrong one.
+
+::
+
+    header(path).inputs     # {"target": (None, 3, 128, 128), "source": (None, 512)}
+
+Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from facelock.errors import ModelError
+
+Shape = tuple[int | None, ...]
+"""None: a dimension that the file leaves open."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """The outside of a network."""
+
+    inputs: Mapping[str, Shape]
+    outputs: Mapping[str, Shape]
+    last: Shape
+    """Shape of the last initializer: inswapper-format files keep their embedding map there. Empty where there is none.
+    """
+
+
+def header(path: Path) -> Header:
+    """The file's header, remembered for a file of this size and time. Raises ``ModelError`` for no ONNX model."""
+    try:
+        stat = path.stat()
+        return _read(path, (stat.st_size, stat.st_mtime_ns))
+    except Exception as error:  # protobuf raises its own kinds
+        raise ModelError(f"{path}: not a readable ONNX model. Fetch it again.") from error
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, stamp: tuple[int, int]) -> Header:
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    return Header(
+        _shapes(value for value in graph.input if value.name not in weights),
+        _shapes(graph.output),
+        tuple(graph.initializer[-1].dims) if graph.initializer else (),
+    )
+
+
+def _shapes(values: Any) -> dict[str, Shape]:
+    return {
+        value.name: tuple(size.dim_value or None for size in value.type.tensor_type.shape.dim)
+        for value in values
+    }
