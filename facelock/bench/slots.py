@@ -45,7 +45,7 @@ SHIFT = 3
 """Most pixels that a frame is moved by while the network learns."""
 BATCH, CLIP_BATCH = 64, 64
 RATE, CLIP_RATE = 3e-3, 2e-3
-EPOCHS, MOUTH_EPOCHS, CLIP_EPOCHS = 4, 3, 40
+EPOCHS, MOUTH_EPOCHS, CLIP_EPOCHS = 4, 2, 40
 """Rounds over all frames; for each, rounds of the mouth's network alone beforehand; rounds over the clips."""
 AT_ONCE = 64
 """Clips that are read at once."""
