@@ -186,7 +186,7 @@ def training_commands() -> list[str]:
 
 def test_the_training_commands_exist(monkeypatch, tmp_path):
     """They take hours: each is parsed and dispatched, with the work itself replaced."""
-    from facelock.miniature import cards, data, samples, train
+    from facelock.miniature import cards, data, inside_crate, parts_of_face, samples, train
 
     called: list[str] = []
     monkeypatch.setattr(data, "build", lambda kind, *a, **k: called.append(f"data {kind}"))
@@ -194,6 +194,8 @@ def test_the_training_commands_exist(monkeypatch, tmp_path):
     monkeypatch.setattr(train, "export", lambda *a: called.append("export"))
     monkeypatch.setattr(train, "evaluate", lambda *a: called.append("evaluate"))
     monkeypatch.setattr(samples, "write", lambda *a: called.append("samples"))
+    monkeypatch.setattr(parts_of_face, "write", lambda *a, **k: called.append("parts"))
+    monkeypatch.setattr(inside_crate, "write", lambda *a, **k: called.append("crate"))
     monkeypatch.setattr(cards, "measure", lambda *a: {})
     monkeypatch.setattr(cards, "write", lambda *a: called.append("cards"))
     lines = training_commands()

@@ -58,7 +58,7 @@ def degrade(
     """
     out = []
     side, device = x.shape[-1], x.device
-    for part in x.split(max(8, len(x) // 16)):
+    for part in x.split(max(8, len(x) // 16) if noise else 8):
         k = int(side * (smallest + (1 - smallest) * float(torch.rand(1, generator=generator))))
         small = F.interpolate(part, size=(k, k), mode="bilinear", antialias=True)
         out.append(F.interpolate(small, size=(side, side), mode="bilinear"))
