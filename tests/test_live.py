@@ -10,19 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from facelock.miniature import data, live, train, world
-from facelock.miniature.alignment import warp
+from facelock.miniature import data, live, moments, train, world
+from facelock.miniature import windows as windows_of
+from facelock.miniature.alignment import CROP_TEMPLATE, warp
 from facelock.miniature.model_aligner import OUTPUTS, face_parameters
-from facelock.miniature.parameters import IDENTITY, identity_vector
+from facelock.miniature.parameters import IDENTITY, identity_vector, sample_nuisance
 from facelock.miniature.trainer import Trainer, averaged, moved
 from facelock.miniature.vae import feature_weight, make_vae
 from facelock.nets.recogniser import Recogniser
 
 
 @cache
-def windows() -> live.Windows:
+def windows() -> windows_of.Windows:
     torch.manual_seed(0)
-    return live.make_windows(make_vae().eval(), 3, 2, "cpu", batch=2)
+    return windows_of.make_windows(make_vae().eval(), 3, 2, "cpu", batch=2)
 
 
 def recogniser() -> Recogniser:
@@ -58,7 +59,7 @@ def test_a_batch_is_made_where_the_network_is(part, monkeypatch):
     task = TASKS[part]()
     task.module.to("meta")
     if hasattr(task, "windows"):
-        monkeypatch.setattr(task, "windows", live.Windows(**vars(task.windows)))
+        monkeypatch.setattr(task, "windows", windows_of.Windows(**vars(task.windows)))
     for step in range(3):
         loss, figures = task.loss(step, moved(task.draw(step, seeded(step)), "meta"))
         loss.backward()
@@ -81,13 +82,13 @@ def test_windows_know_what_they_show(tmp_path):
     assert made.latents.shape == (3, 2, 8, 5, 16, 16) and made.frames.shape == (2, 17, 3, 64, 64)
     assert len(made.captions) == 3 and all(text.startswith("a ") for text in made.captions)
     made.save(tmp_path)
-    again = live.Windows.load(tmp_path)
+    again = windows_of.Windows.load(tmp_path)
     assert torch.equal(again.frames, made.frames) and again.captions == made.captions
-    assert live.Windows.load(tmp_path, frames=False).frames.numel() == 0
+    assert windows_of.Windows.load(tmp_path, frames=False).frames.numel() == 0
     clip, frame = torch.tensor([1, 1]), torch.tensor([0, 16])
     face, _, now = made.rows(clip, frame)
     begin = int(made.first[1])
-    row = live.MOVING.index("yaw")
+    row = moments.MOVING.index("yaw")
     assert torch.equal(now["yaw"], made.moving[row, 1, torch.tensor([begin, begin + 16])])
     assert float(face["jaw"][0]) == float(face["jaw"][1])
 
@@ -95,15 +96,15 @@ def test_windows_know_what_they_show(tmp_path):
 @torch.no_grad()
 def test_a_crop_of_the_small_frame_is_the_crop_of_the_large_one():
     """What the aligner gets of a window lies over what it is asked for."""
-    face, look = live.people(4, seeded(3))
-    now = live.sample_nuisance(4, seeded(4))
-    points, _ = world.landmarks(face, now, live.FRAME)
-    matrices = data.fit_similarity(points, live.CROP_TEMPLATE)
+    face, look = moments.people(4, seeded(3))
+    now = sample_nuisance(4, seeded(4))
+    points, _ = world.landmarks(face, now, moments.FRAME)
+    matrices = data.fit_similarity(points, CROP_TEMPLATE)
     small, _ = world.landmarks(face, now, 64)
     placed = data.apply(live._of_smaller(matrices), small)
     assert torch.allclose(placed, data.apply(matrices, points), atol=1e-3)
-    still, moving = live.packed(face | look, live.STILL), live.packed(now, live.MOVING)
-    large = live.rendered(still, moving, matrices, 128)
+    still, moving = moments.packed(face | look, moments.STILL), moments.packed(now, moments.MOVING)
+    large = moments.rendered(still, moving, matrices, 128)
     frame = world.render(face, look, now, 64)
     cut = warp(frame, live._of_smaller(matrices))
     assert float((cut - large).abs().mean()) < 0.05

@@ -2,16 +2,12 @@
 
 A task's ``draw`` draws parameters on the CPU, from the step's own seed; ``loss`` renders them where its network is, and
 then does what the task of the same name does with a rendered set. Only the blueprint's windows are made beforehand
-(:class:`Windows`): latents, and what the autoencoder leaves of their frames.
+(:mod:`facelock.miniature.windows`): latents, and what the autoencoder leaves of their frames.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,14 +28,21 @@ from facelock.miniature.alignment import (
     warp,
 )
 from facelock.miniature.detection import DetectionTask, augmented
-from facelock.miniature.motion import clip_nuisance
+from facelock.miniature.moments import (
+    FRAME,
+    MOVING,
+    STILL,
+    clips,
+    packed,
+    people,
+    portraits,
+    rendered,
+    seeded,
+    shown,
+    unpacked,
+)
 from facelock.miniature.parameters import (
-    ACTIONS,
-    APPEARANCE,
     IDENTITY,
-    MOTIONS,
-    NUISANCE,
-    Params,
     concat,
     identity_vector,
     sample_appearance,
@@ -47,70 +50,17 @@ from facelock.miniature.parameters import (
     sample_nuisance,
     take,
 )
-from facelock.miniature.recognition import SIZE, TEMPLATE, RecognitionTask, degrade
+from facelock.miniature.recognition import SIZE, RecognitionTask, degrade
 from facelock.miniature.tiny_decoder import TinyDecoderTask, make_tiny_decoder
 from facelock.miniature.trainer import in_bfloat16, in_float32, moved, normal_numbers, seed_of
 from facelock.miniature.upscaling import UpscalingTask
 from facelock.miniature.vae import CHANNELS, VaeTask, box_weight, feature_weight
-from facelock.miniature.vocabulary import caption, random_keep
+from facelock.miniature.windows import OFFSETS, Windows
 from facelock.nets.compact_sr import CompactSR
 from facelock.nets.recogniser import Recogniser
 
-log = logging.getLogger(__name__)
-
 PEOPLE = 20000
 """People whom the recognisers learn to tell apart; the other parts meet a new one each time."""
-FRAME = 256
-"""Pixels of the frame that canonical crops are cut from."""
-LENGTH = 25
-"""Frames of a clip: two windows, at ``OFFSETS``."""
-OFFSETS = (0, 8)
-STILL = (*IDENTITY, *APPEARANCE)
-MOVING = tuple(NUISANCE)
-
-
-def packed(params: Params, names: Sequence[str]) -> Tensor:
-    """(len(names), N): one tensor to carry over instead of dozens."""
-    return torch.stack([params[name] for name in names])
-
-
-def unpacked(table: Tensor, names: Sequence[str]) -> Params:
-    """The reverse of :func:`packed`."""
-    return dict(zip(names, table, strict=True))
-
-
-def seeded(seed: int) -> torch.Generator:
-    """A generator on the CPU for what is small."""
-    return torch.Generator().manual_seed(seed)
-
-
-def people(n: int, generator: torch.Generator) -> tuple[Params, Params]:
-    """Faces and looks of ``n`` people of the training split."""
-    face = sample_identity(n, generator)
-    return face, sample_appearance(n, generator, face["feminine"])
-
-
-def clips(
-    n: int, frames: int, generator: torch.Generator
-) -> tuple[Params, Params, Params, Params, Tensor, Tensor]:
-    """Face, look and start (n,), the moments of all frames (n · frames,), action and motion (n,)."""
-    face, look = people(n, generator)
-    base = sample_nuisance(n, generator)
-    action = torch.randint(0, len(ACTIONS), (n,), generator=generator)
-    motion = torch.randint(0, len(MOTIONS), (n,), generator=generator)
-    return face, look, base, clip_nuisance(base, action, motion, frames, generator), action, motion
-
-
-def shown(still: Tensor, moving: Tensor) -> tuple[Params, Params, Params]:
-    """Packed people (P, n) and moments (M, n · frames) → face, look and moment of every frame."""
-    every = still.repeat_interleave(moving.shape[1] // still.shape[1], 1)
-    both, now = unpacked(every, STILL), unpacked(moving, MOVING)
-    return {k: both[k] for k in IDENTITY}, {k: both[k] for k in APPEARANCE}, now
-
-
-def rendered(still: Tensor, moving: Tensor, matrices: Tensor, side: int) -> Tensor:
-    """Canonical crops (n, 3, side, side) in [0, 1] of frames of ``FRAME`` pixels, rendered directly."""
-    return world.render_rays(*shown(still, moving), world.crop_rays(matrices, side, FRAME))
 
 
 class Live:
@@ -160,14 +110,6 @@ class LiveRecognition(Live, RecognitionTask):
         return x, target, who
 
 
-def portraits(face: Params, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """A look and a moment for each face, packed, and the recogniser's crop of it with a detector's jitter."""
-    n = len(face["jaw"])
-    look, now = sample_appearance(n, generator, face["feminine"]), sample_nuisance(n, generator)
-    matrices = data.fit_similarity(world.landmarks(face, now, FRAME)[0], TEMPLATE)
-    return packed(face | look, STILL), packed(now, MOVING), data.jitter(matrices, SIZE, generator)
-
-
 class LiveFaces:
     """What :class:`~facelock.miniature.recognition.FacePool` draws, rendered on ``device`` instead of read."""
 
@@ -209,98 +151,6 @@ class LiveVae(Live, VaeTask):
         noise = normal_numbers(seed, x.device)((n, CHANNELS, (frames - 1) // 4 + 1, 16, 16))
         weight = weight.view(n, frames, 1, 64, 64).transpose(1, 2)
         return x.transpose(1, 2) * 2 - 1, weight, noise
-
-
-# ---------------------------------------------------------------------- windows
-
-
-@dataclass
-class Windows:
-    """Clips as the autoencoder has them: latents of both windows of each, and the frames it leaves of one of them.
-
-    ``latents`` (C, 2, 8, 5, 16, 16) half, not normalised; ``frames`` (D, 17, 3, 64, 64) bytes of the first D clips,
-    with a little noise on their latents; ``first`` (C,) their window's first frame; ``still`` (P, C) and ``moving``
-    (M, C, 25) what the clips show; ``captions`` of all C.
-    """
-
-    latents: Tensor
-    frames: Tensor
-    first: Tensor
-    still: Tensor
-    moving: Tensor
-    captions: list[str]
-
-    def rows(self, clip: Tensor, frame: Tensor) -> tuple[Params, Params, Params]:
-        """Face, look and moment of frames (n,) of the windows of clips (n,)."""
-        return shown(self.still[:, clip], self.moving[:, clip, self.first[clip] + frame])
-
-    def save(self, folder: Path) -> None:
-        """Write the latents apart from the frames: not every part needs both."""
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({"frames": self.frames}, folder / "frames.safetensors")
-        rest = {k: getattr(self, k).contiguous() for k in ("latents", "first", "still", "moving")}
-        save_file(rest, folder / "latents.safetensors", metadata={"captions": json.dumps(self.captions)})
-
-    @classmethod
-    def load(cls, folder: Path, *, frames: bool = True) -> Windows:
-        """Read what :meth:`save` wrote, without the frames where they are not asked for."""
-        from safetensors import safe_open
-        from safetensors.torch import load_file
-
-        path = folder / "latents.safetensors"
-        with safe_open(path, "pt") as file:
-            captions = json.loads(file.metadata()["captions"])
-        pictures = load_file(folder / "frames.safetensors")["frames"] if frames else torch.empty(0)
-        return cls(frames=pictures, captions=captions, **load_file(path))
-
-
-@torch.no_grad()
-def make_windows(vae: Any, count: int, decoded: int, device: str, seed: int = 0, batch: int = 256) -> Windows:
-    """Render ``count`` clips, encode their windows by ``vae`` on ``device``, decode one window of ``decoded`` clips."""
-    columns: dict[str, list[Tensor]] = {k: [] for k in ("latents", "frames", "first", "still", "moving")}
-    texts: list[str] = []
-    for begin in range(0, count, batch):
-        n, generator = min(batch, count - begin), data.seeded(71, seed, begin)
-        face, look, base, now, action, motion = clips(n, LENGTH, generator)
-        texts += [
-            caption(face, look, base, int(action[i]), int(motion[i]), i, random_keep(generator))
-            for i in range(n)
-        ]
-        still, moving = packed(face | look, STILL), packed(now, MOVING)
-        pictures = world.render(*shown(still.to(device), moving.to(device)), 64)
-        video = pictures.view(n, LENGTH, 3, 64, 64).transpose(1, 2) * 2 - 1
-        part = _through(vae, video, min(max(decoded - begin, 0), n), generator)
-        part |= {"still": still, "moving": moving.view(len(MOVING), n, LENGTH)}
-        for name, tensor in part.items():
-            columns[name].append(tensor.cpu())
-        log.info("windows of clip %d of %d", begin + n, count)
-    joined = {k: torch.cat(v, 1 if k in ("still", "moving") else 0) for k, v in columns.items()}
-    return Windows(captions=texts, **joined)
-
-
-def _through(vae: Any, video: Tensor, decoded: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Latents of both windows of clips (n, 3, 25, 64, 64), and the frames of one window of the first ``decoded``."""
-    n, device = len(video), video.device
-    with in_bfloat16(device):
-        both = [
-            torch.cat(
-                [vae.encode(p).latent_dist.mean.float() for p in video[:, :, o : o + data.WINDOW].split(64)]
-            )
-            for o in OFFSETS
-        ]
-        latents = torch.stack(both, 1)
-        pick = torch.randint(len(OFFSETS), (n,), generator=generator)
-        amount = 0.25 * torch.rand(n, 1, 1, 1, 1, generator=generator).to(device)
-        z = latents[torch.arange(n), pick.to(device)]
-        noise = normal_numbers(seed_of(generator), device)(z.shape)
-        z = z + amount * z.std((0, 2, 3, 4), keepdim=True) * noise
-        frames = [vae.decode(part).sample.float() for part in z[:decoded].split(64)] if decoded else []
-    made = {"latents": latents.half(), "first": torch.tensor(OFFSETS)[pick]}
-    pictures = torch.cat(frames) if frames else torch.empty(0, 3, data.WINDOW, 64, 64)
-    made["frames"] = ((pictures.transpose(1, 2) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
-    return made
 
 
 class LiveReader(Live, ReaderTask):

@@ -1,0 +1,115 @@
+"""The training task of each part, from rendered sets or, on a GPU, rendered as it goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from facelock.assets import asset_dir
+from facelock.miniature.bundled import load_bundled
+from facelock.miniature.trainer import Task
+from facelock.miniature.workshop import Workshop
+
+
+def make_task(part: str, shop: Workshop, steps: int) -> Any:
+    """Build the training task of ``part``; what it depends on must be trained already."""
+    if shop.live:
+        return _live_task(part, shop, steps)
+    if part in ("recogniser", "judge"):
+        from facelock.miniature.recognition import RecognitionTask
+
+        return RecognitionTask(part, shop.pool, steps)
+    if part == "detector":
+        from facelock.miniature.detection import DetectionTask
+
+        return DetectionTask(shop.pool, steps)
+    if part == "vae":
+        from facelock.miniature.vae import VaeTask
+
+        return VaeTask(shop.pool, steps)
+    if part == "reader":
+        from facelock.miniature.alignment import ReaderTask
+
+        return ReaderTask(shop.pool, steps)
+    if part == "identity_reader":
+        from facelock.miniature.alignment import IdentityReaderTask
+
+        return IdentityReaderTask(shop.pool, shop.recogniser(), steps)  # type: ignore[arg-type]
+    if part in ("aligner", "restorer"):
+        return _alignment_task(part, shop, steps)
+    if part == "upscaler":
+        from facelock.miniature.upscaling import UpscalingTask
+
+        return UpscalingTask(steps, device=shop.device)
+    if part == "tiny_decoder":
+        return _tiny_decoder_task(shop, steps)
+    from facelock.miniature.diffusion import captions_of
+
+    return _diffusion_task(shop, captions_of(shop.pool), steps, 16)
+
+
+def _diffusion_task(shop: Workshop, captions: Sequence[str], steps: int, batch: int) -> Task:
+    from facelock.miniature.diffusion import DiffusionTask, normalise
+    from facelock.miniature.vae import fit_round_trip
+
+    latents, mean, deviation = normalise(shop.latents())
+    trip = fit_round_trip(shop.vae(), latents, mean, deviation)
+    return DiffusionTask(latents, captions, steps, batch, trip)
+
+
+def _live_task(part: str, shop: Workshop, steps: int) -> Task:
+    """The same for a GPU: pictures are rendered as they are needed."""
+    from facelock.miniature import live
+
+    if part in ("recogniser", "judge"):
+        return live.LiveRecognition(part, steps)
+    if part == "vae":
+        return live.LiveVae(steps)
+    if part == "upscaler":
+        return live.LiveUpscaling(steps)
+    if part == "identity_reader":
+        return live.LiveIdentityReader(shop.recogniser().to(shop.device), steps)  # type: ignore[arg-type]
+    if part == "blueprint":
+        return _diffusion_task(shop, shop.windows(frames=False).captions, steps, 1024)
+    if part == "tiny_decoder":
+        from facelock.miniature.diffusion import normalise
+
+        statistics = [torch.tensor(v) for v in normalise(shop.latents())[1:]]
+        windows = shop.windows(frames=False)
+        return live.LiveTinyDecoder(windows, shop.vae(), (statistics[0], statistics[1]), steps)
+    if part == "detector":
+        return live.LiveDetection(shop.windows(), steps)
+    if part == "reader":
+        return live.LiveReader(shop.windows(), steps)
+    task = live.LiveAlignment(part, shop.windows(), shop.recogniser(), steps)  # type: ignore[arg-type]
+    return _with_readers(task, shop)
+
+
+def _tiny_decoder_task(shop: Workshop, steps: int) -> Task:
+    """Taught by the blueprint's autoencoder as it ships: guidance works on that one's latents."""
+    from facelock.blueprint.wan_vae_cpu import accelerate_vae
+    from facelock.miniature.tiny_decoder import TinyDecoderTask, pairs_of
+    from facelock.miniature.vae import ClipPool, make_vae
+
+    config = asset_dir("models") / "miniature" / "blueprint" / "vae" / "config.json"
+    vae: Any = load_bundled("vae", make_vae()).eval()
+    accelerate_vae(vae)
+    statistics = json.loads(config.read_text())
+    pairs = pairs_of(shop.folder("tiny_decoder"), vae.to(shop.device), statistics, ClipPool(shop.pool))
+    return TinyDecoderTask(pairs, steps)
+
+
+def _alignment_task(part: str, shop: Workshop, steps: int) -> Task:
+    from facelock.miniature.alignment import AlignmentTask
+
+    return _with_readers(AlignmentTask(part, shop.pool, shop.recogniser(), steps), shop)  # type: ignore[arg-type]
+
+
+def _with_readers(task: Any, shop: Workshop) -> Task:
+    shop.latest("reader", task.module.reader)  # type: ignore[arg-type]
+    shop.latest("identity_reader", task.module.identity)  # type: ignore[arg-type]
+    task.module.train()
+    return task

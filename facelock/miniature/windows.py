@@ -1,0 +1,113 @@
+"""The blueprint's windows as the autoencoder has them, made once for a training that renders its batches."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from facelock.miniature import data, world
+from facelock.miniature.moments import MOVING, STILL, clips, packed, shown
+from facelock.miniature.parameters import Params
+from facelock.miniature.trainer import in_bfloat16, normal_numbers, seed_of
+from facelock.miniature.vocabulary import caption, random_keep
+
+log = logging.getLogger(__name__)
+
+LENGTH = 25
+"""Frames of a clip: two windows, at ``OFFSETS``."""
+OFFSETS = (0, 8)
+
+
+@dataclass
+class Windows:
+    """Clips as the autoencoder has them: latents of both windows of each, and the frames it leaves of one of them.
+
+    ``latents`` (C, 2, 8, 5, 16, 16) half, not normalised; ``frames`` (D, 17, 3, 64, 64) bytes of the first D clips,
+    with a little noise on their latents; ``first`` (C,) their window's first frame; ``still`` (P, C) and ``moving``
+    (M, C, 25) what the clips show; ``captions`` of all C.
+    """
+
+    latents: Tensor
+    frames: Tensor
+    first: Tensor
+    still: Tensor
+    moving: Tensor
+    captions: list[str]
+
+    def rows(self, clip: Tensor, frame: Tensor) -> tuple[Params, Params, Params]:
+        """Face, look and moment of frames (n,) of the windows of clips (n,)."""
+        return shown(self.still[:, clip], self.moving[:, clip, self.first[clip] + frame])
+
+    def save(self, folder: Path) -> None:
+        """Write the latents apart from the frames: not every part needs both."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"frames": self.frames}, folder / "frames.safetensors")
+        rest = {k: getattr(self, k).contiguous() for k in ("latents", "first", "still", "moving")}
+        save_file(rest, folder / "latents.safetensors", metadata={"captions": json.dumps(self.captions)})
+
+    @classmethod
+    def load(cls, folder: Path, *, frames: bool = True) -> Windows:
+        """Read what :meth:`save` wrote, without the frames where they are not asked for."""
+        from safetensors import safe_open
+        from safetensors.torch import load_file
+
+        path = folder / "latents.safetensors"
+        with safe_open(path, "pt") as file:
+            captions = json.loads(file.metadata()["captions"])
+        pictures = load_file(folder / "frames.safetensors")["frames"] if frames else torch.empty(0)
+        return cls(frames=pictures, captions=captions, **load_file(path))
+
+
+@torch.no_grad()
+def make_windows(vae: Any, count: int, decoded: int, device: str, seed: int = 0, batch: int = 256) -> Windows:
+    """Render ``count`` clips, encode their windows by ``vae`` on ``device``, decode one window of ``decoded`` clips."""
+    columns: dict[str, list[Tensor]] = {k: [] for k in ("latents", "frames", "first", "still", "moving")}
+    texts: list[str] = []
+    for begin in range(0, count, batch):
+        n, generator = min(batch, count - begin), data.seeded(71, seed, begin)
+        face, look, base, now, action, motion = clips(n, LENGTH, generator)
+        texts += [
+            caption(face, look, base, int(action[i]), int(motion[i]), i, random_keep(generator))
+            for i in range(n)
+        ]
+        still, moving = packed(face | look, STILL), packed(now, MOVING)
+        pictures = world.render(*shown(still.to(device), moving.to(device)), 64)
+        video = pictures.view(n, LENGTH, 3, 64, 64).transpose(1, 2) * 2 - 1
+        part = _through(vae, video, min(max(decoded - begin, 0), n), generator)
+        part |= {"still": still, "moving": moving.view(len(MOVING), n, LENGTH)}
+        for name, tensor in part.items():
+            columns[name].append(tensor.cpu())
+        log.info("windows of clip %d of %d", begin + n, count)
+    joined = {k: torch.cat(v, 1 if k in ("still", "moving") else 0) for k, v in columns.items()}
+    return Windows(captions=texts, **joined)
+
+
+def _through(vae: Any, video: Tensor, decoded: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Latents of both windows of clips (n, 3, 25, 64, 64), and the frames of one window of the first ``decoded``."""
+    n, device = len(video), video.device
+    with in_bfloat16(device):
+        both = [
+            torch.cat(
+                [vae.encode(p).latent_dist.mean.float() for p in video[:, :, o : o + data.WINDOW].split(64)]
+            )
+            for o in OFFSETS
+        ]
+        latents = torch.stack(both, 1)
+        pick = torch.randint(len(OFFSETS), (n,), generator=generator)
+        amount = 0.25 * torch.rand(n, 1, 1, 1, 1, generator=generator).to(device)
+        z = latents[torch.arange(n), pick.to(device)]
+        noise = normal_numbers(seed_of(generator), device)(z.shape)
+        z = z + amount * z.std((0, 2, 3, 4), keepdim=True) * noise
+        frames = [vae.decode(part).sample.float() for part in z[:decoded].split(64)] if decoded else []
+    made = {"latents": latents.half(), "first": torch.tensor(OFFSETS)[pick]}
+    pictures = torch.cat(frames) if frames else torch.empty(0, 3, data.WINDOW, 64, 64)
+    made["frames"] = ((pictures.transpose(1, 2) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+    return made

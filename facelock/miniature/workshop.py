@@ -1,0 +1,174 @@
+"""Where training reads and writes, which parts there are, and how long each is trained."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facelock.miniature.bundled import load_bundled
+from facelock.miniature.trainer import averaged
+from facelock.nets.recogniser import Recogniser
+
+log = logging.getLogger(__name__)
+
+ORDER = (
+    "recogniser",
+    "judge",
+    "vae",
+    "detector",
+    "reader",
+    "identity_reader",
+    "aligner",
+    "restorer",
+    "upscaler",
+    "blueprint",
+    "tiny_decoder",
+)
+LIVE_STEPS = {
+    "recogniser": 3000,
+    "judge": 3000,
+    "detector": 3000,
+    "vae": 3000,
+    "reader": 3000,
+    "identity_reader": 1000,
+    "aligner": 2000,
+    "restorer": 2000,
+    "upscaler": 1000,
+    "blueprint": 8000,
+    "tiny_decoder": 1000,
+}
+"""On a GPU, where batches are large and rendered as they are needed (:mod:`facelock.miniature.live`)."""
+WINDOWS = 48000
+"""Clips that a GPU encodes for the blueprint; half of them are decoded again, for those who read faces."""
+SETS = {"faces": 16, "judge": 4, "heldout": 2, "frames": 6, "clips": 14}
+OFFSETS = (0, 8)
+"""First frames of the 17-frame windows that a clip is encoded at."""
+STEPS = {
+    "recogniser": 1700,
+    "judge": 4000,
+    "detector": 3400,
+    "vae": 11800,
+    "reader": 5000,
+    "identity_reader": 3000,
+    "aligner": 2500,
+    "restorer": 3000,
+    "upscaler": 1000,
+    "blueprint": 7900,
+    "tiny_decoder": 1000,
+}
+
+
+MADE_OF = {
+    "aligner": ("reader", "identity_reader"),
+    "restorer": ("reader", "identity_reader"),
+    "blueprint": ("vae",),
+}
+"""Exported file → other parts that are in it."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where training reads and writes, and on which device."""
+
+    root: Path
+    device: str = "cpu"
+    clips: int = WINDOWS
+    kept: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What several parts need and none changes."""
+
+    @property
+    def live(self) -> bool:
+        """Whether pictures are rendered while training instead of read from sets."""
+        return torch.device(self.device).type == "cuda"
+
+    @property
+    def pool(self) -> Path:
+        """Rendered sets."""
+        return self.root / "pool"
+
+    def folder(self, part: str) -> Path:
+        """Training state of a part."""
+        return self.root / "train" / part
+
+    def trained_here(self, part: str) -> bool:
+        """Whether the part has a training state."""
+        return (self.folder(part) / "state.safetensors").is_file()
+
+    def latest(self, part: str, module: nn.Module) -> nn.Module:
+        """Give ``module`` the weights of ``part`` that were trained here, else those that ship; in evaluation."""
+        if self.trained_here(part):
+            return averaged(self.folder(part), module)
+        log.info("no %s was trained here: taking the one that ships", part)
+        return load_bundled(part, module).eval()
+
+    def recogniser(self) -> nn.Module:
+        """The trained, whitened recogniser of the lock."""
+        if not self.trained_here("recogniser"):
+            return self.latest("recogniser", Recogniser())
+        return self._whitened("recogniser", "faces")
+
+    def judge(self) -> nn.Module:
+        """The trained, whitened judge."""
+        return self._whitened("judge", "judge")
+
+    def _whitened(self, part: str, kind: str) -> nn.Module:
+        from facelock.miniature.recognition import FacePool, whiten
+        from facelock.nets.crate import Crate
+
+        net: Any = averaged(self.folder(part), Crate() if part == "judge" else Recogniser(), "net.")
+        path = self.folder(part) / "whiten.safetensors"
+        from safetensors.torch import load_file, save_file
+
+        if (
+            not path.is_file()
+            or path.stat().st_mtime < (self.folder(part) / "state.safetensors").stat().st_mtime
+        ):
+            if (self.pool / kind).is_dir():
+                whiten(net, FacePool(kind, self.pool))
+            else:
+                from facelock.miniature.live import LiveFaces
+
+                whiten(net, LiveFaces("judge" if part == "judge" else "train", self.device))
+            save_file({"weight": net.whiten.weight.data, "bias": net.whiten.bias.data}, path)
+        net.whiten.load_state_dict(load_file(path))
+        return net
+
+    def vae(self) -> nn.Module:
+        """The trained autoencoder, or the one that ships, accelerated."""
+        from facelock.blueprint.wan_vae_cpu import accelerate_vae
+        from facelock.miniature.vae import make_vae
+
+        vae = self.latest("vae", make_vae())
+        accelerate_vae(vae)  # type: ignore[arg-type]
+        return vae.to(self.device)
+
+    def windows(self, *, frames: bool = True) -> Any:
+        """The windows of a training that renders, made once; without their frames where they are not needed."""
+        from facelock.miniature.windows import Windows, make_windows
+
+        folder, name = self.root / "windows", f"windows {frames}"
+        if not (folder / "latents.safetensors").is_file():
+            make_windows(self.vae(), self.clips, self.clips // 2, self.device).save(folder)
+        if name not in self.kept:
+            self.kept[name] = Windows.load(folder, frames=frames)
+        return self.kept[name]
+
+    def latents(self) -> Tensor:
+        """Latents of every clip, encoded once."""
+        from safetensors.torch import load_file, save_file
+
+        from facelock.miniature.vae import ClipPool, encode_clips
+
+        if self.live:
+            return self.windows(frames=False).latents.to(self.device).float()
+        path = self.folder("vae") / "latents.safetensors"
+        if not path.is_file():
+            log.info("encoding the clips")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"latents": encode_clips(self.vae(), ClipPool(self.pool), OFFSETS).half()}, path)
+        return load_file(path)["latents"].float()
