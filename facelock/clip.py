@@ -75,9 +75,9 @@ class Clip(Making):
         )
 
     def __iter__(self) -> Iterator[Chunk]:
-        """Make the clip and yield its final frames chunk by chunk; nothing is written."""
+        """Make the clip and yield its final frames chunk by chunk, on the CPU; nothing is written."""
         for made in self.made():
-            yield made.chunk
+            yield made.chunk.cpu()
 
     def made(self, resume: Resume | None = None) -> Generator[Made, None, None]:
         """Make the clip and yield chunks together with what was recorded about them."""

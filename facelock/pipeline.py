@@ -35,7 +35,7 @@ from facelock.recipe import Recipe, load_recipe
 from facelock.recipe.words import backbone_prompt, crowd_warnings, vocabulary_warnings
 from facelock.runtime import derive_seed
 from facelock.sound import extended, fitted
-from facelock.steps import Steps
+from facelock.steps import Home, Steps
 from facelock.types import AlignRecord, Chunk, ChunkRecords, Identity, Sound
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ class Pipeline:
     def __init__(self, recipe: Recipe, parts: Parts) -> None:
         self.recipe = recipe
         self.parts = parts
+        self.home = Home(parts.frames_device)
+        """Where the backbone's frames stay until they are encoded."""
 
     @classmethod
     def from_recipe(
@@ -174,11 +176,12 @@ class Pipeline:
         backbone, frames = self.parts.backbone, job.frame_count(self.fps)
         check_size(job.size, self.recipe.native_size)
         plan = plan_chunks(frames, first=backbone.first_chunk, chunk=backbone.chunk)[resume.chunks :]
+        tail = resume.tail.to(self.home.device) if resume.tail else None
         if self.recipe.speed.choices().overlap:
             from facelock.overlap import overlapped
 
-            return overlapped(self, job, identities, plan, resume.tail, progress)
-        return self._in_turn(job, identities, plan, resume.tail, progress)
+            return overlapped(self, job, identities, plan, tail, progress)
+        return self._in_turn(job, identities, plan, tail, progress)
 
     def _in_turn(
         self,
@@ -191,7 +194,7 @@ class Pipeline:
         """One chunk after the other, one stage after the other."""
         frames = job.frame_count(self.fps)
         for span in plan:
-            step = Steps(span, frames, progress)
+            step = Steps(span, frames, progress, self.home)
             raw, sound = self.draw(step, job, identities, tail)
             locked, aligned = step("lock", self.locking(job), raw, identities, start=span.start)
             made = self.finish(step, job, identities, raw, locked, aligned, tail, sound)
@@ -207,7 +210,9 @@ class Pipeline:
         extend, span = extended(self.parts.backbone), step.span
         prompt = backbone_prompt(self.recipe, job.prompt)
         raw, sound = step("blueprint", extend, prompt, context, seed=seed, references=identities)
-        return raw[: span.length], fitted(sound, start=span.start, frames=span.length, fps=self.fps)
+        return raw[: span.length].to(self.home.device), fitted(
+            sound, start=span.start, frames=span.length, fps=self.fps
+        )
 
     def locking(self, job: Job) -> Callable[..., Aligned]:
         """Stage 2, or what stands in its place."""
@@ -301,12 +306,12 @@ def fit(frames: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _anchored(tail: Tail, share: float) -> Tensor:
     """The context of the next chunk: the locked tail, with ``share`` of the first chunk's in it."""
-    return torch.lerp(tail.context, tail.anchor, share) if share else tail.context
+    return torch.lerp(tail.context, tail.anchor.to(tail.context.device), share) if share else tail.context
 
 
 def _last(before: Tensor | None, frames: Tensor, length: int) -> Tensor:
-    """The last ``length`` frames so far, on the CPU in float32: exactly what a journal gives back."""
-    frames = frames[-length:].detach().float().cpu()
+    """The last ``length`` frames so far in float32, where ``frames`` lie: exactly what a journal gives back."""
+    frames = frames[-length:].detach().float()
     if before is not None and frames.shape[0] < length:
-        frames = torch.cat([before, frames])[-length:]
+        frames = torch.cat([before.to(frames.device), frames])[-length:]
     return frames.clone()

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from facelock.errors import FaceLockError
 from facelock.files import publish, storage
+from facelock.video.crossing import Crossing
 from facelock.video.encoders import coding, require_encoder
 from facelock.video.ffmpeg_process import BITEXACT, FfmpegProcess, find_ffmpeg
 from facelock.video.joining import Soundtrack, Timing, join_segments
@@ -83,6 +84,7 @@ class SegmentWriter:
         self._stream = stream.output(str(self._part), format="matroska", **coded, **BITEXACT)
         self._process: FfmpegProcess | None = None
         self._ring: Ring | None = None
+        self._crossing = Crossing()
 
     def __enter__(self) -> SegmentWriter:
         with storage(self._part), suppress(FileNotFoundError):
@@ -92,23 +94,24 @@ class SegmentWriter:
         return self
 
     def write(self, frames: Tensor) -> None:
-        """Append (T, 3, H, W) frames in [0, 1]."""
+        """Append (T, 3, H, W) frames in [0, 1], on any device: what crosses to the CPU are bytes."""
         if tuple(frames.shape[1:]) != (3, *self.size):
             raise FaceLockError(
                 f"a segment of {self.size} was given frames of {tuple(frames.shape)}; please report this."
             )
-        if not bool(torch.isfinite(frames).all()):
-            raise FaceLockError("frames to encode hold NaN or infinity; please report this.")
         if self._ring is None:
             raise FaceLockError("the segment is not open; use it in a with block.")
-        for piece in pieces(frames.detach(), 3 * self.size[0] * self.size[1]):
-            self._ring.put(self._pixels(piece))
+        with self._crossing.begin(frames):
+            if not bool(torch.isfinite(frames).all()):
+                raise FaceLockError("frames to encode hold NaN or infinity; please report this.")
+            for piece in pieces(frames.detach(), 3 * self.size[0] * self.size[1]):
+                self._ring.put(*self._crossing.send(self._pixels(piece)))
 
     def _pixels(self, frames: Tensor) -> Tensor:
-        """(T, 3, H, W) in [0, 1] → the bytes that ffmpeg is told to expect, on the CPU."""
+        """(T, 3, H, W) in [0, 1] → the bytes that ffmpeg is told to expect, where the frames lie."""
         top, kind = (65535, torch.uint16) if self.look.depth > 8 else (255, torch.uint8)
         pixels = (frames.float().clamp(0, 1) * top).round().to(kind)
-        return pixels.permute(0, 2, 3, 1).contiguous().cpu()
+        return pixels.permute(0, 2, 3, 1).contiguous()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         process, self._process = self._process, None
