@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +80,6 @@ class Pipeline:
     def __init__(self, recipe: Recipe, parts: Parts) -> None:
         self.recipe = recipe
         self.parts = parts
-        self.home = Home(parts.frames_device)
-        """Where the backbone's frames stay until they are encoded."""
 
     @classmethod
     def from_recipe(
@@ -95,6 +94,11 @@ class Pipeline:
 
         recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
         return cls(recipe, Assembly(recipe, device, commercial))
+
+    @cached_property
+    def home(self) -> Home:
+        """Where the backbone's frames stay until they are encoded."""
+        return Home(self.parts.frames_device)
 
     @property
     def fps(self) -> Fraction:
@@ -236,7 +240,10 @@ class Pipeline:
         """Stage 3 and the judge; ``tail`` is the chunk's before."""
         span, size = step.span, check_size(job.size, self.recipe.native_size)
         final, restored = step("restore", self._enlarge, job, locked, identities, span, size)
-        raw, tail = raw.to(final.device), tail.to(final.device) if tail else None  # if the GPU was given up just now
+        raw, tail = (
+            raw.to(final.device),
+            tail.to(final.device) if tail else None,
+        )  # if the GPU was given up just now
         measured = step("judge", self._judge, job, final, raw, identities, span, tail)
         ended = self.ended(locked, tail)
         end = Tail(ended, _last(None, final, 1), _last(None, raw, 1), tail.anchor if tail else ended.clone())

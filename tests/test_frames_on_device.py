@@ -7,6 +7,7 @@ that they hold the values they have on the CPU. They say nothing about speed, st
 from __future__ import annotations
 
 import math
+import subprocess
 from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
@@ -14,16 +15,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import lock_toys
 import numpy as np
 import pytest
 import torch
 import toy_pack
 import toys
 from fake_device import Copy, FakeDevice, There, held
+from footage_files import video
 from PIL import Image
 from torch import Tensor
 
 from facelock.assembly import Assembly
+from facelock.blueprint.common import decoded
 from facelock.errors import DeviceError
 from facelock.faces import OnnxEncoder, Pack, ScrfdDetector
 from facelock.faces.device_pixels import resized, warped
@@ -40,6 +44,9 @@ from facelock.tuning.frames import frames_device
 from facelock.tuning.options import Speed
 from facelock.tuning.plan import GIB, Plan, Shape, resident, room_for_frames
 from facelock.video.crossing import Crossing
+from facelock.video.ffmpeg_process import find_ffmpeg
+from facelock.video.planes import FACTORS, SMALLEST, planes_420
+from facelock.video.reading import Look
 from facelock.video.ring import Ring
 from facelock.video.writing import SegmentWriter
 
@@ -175,6 +182,12 @@ def test_the_clip_shows_faces_that_the_stages_work_on(expected: list[Made]) -> N
     assert any(record.rung >= 0 for made in expected for record in made.records.restore)
 
 
+def test_a_blueprint_hands_over_frames_where_it_decoded_them(there: FakeDevice) -> None:
+    decoding = (torch.rand(1, 3, 2, 4, 4) * 2 - 1).to(there.name)
+    frames = decoded(SimpleNamespace(), lambda: decoding)
+    assert isinstance(frames, There) and tuple(frames.shape) == (2, 3, 4, 4) and there.copies == []
+
+
 def test_frames_leave_the_device_at_the_ring_alone_and_hold_the_same_values(
     assembly: Assembly, portraits: list[Tensor], cast: list[Any], expected: list[Made], there: FakeDevice
 ) -> None:
@@ -194,17 +207,58 @@ def test_frames_leave_the_device_at_the_ring_alone_and_hold_the_same_values(
     assert large(there.copies) == []
 
 
+@pytest.mark.parametrize(
+    ("look", "size", "each"),
+    [
+        (Look(), (48, 64), 1.5),
+        (Look(matrix=6, primaries=6, transfer=6, sar=Fraction(4, 3)), (46, 66), 1.5),
+        (Look(matrix=2), (48, 64), 1.5),
+        (Look(full=True), (48, 64), 3),
+        (Look(chroma=(2, 1)), (48, 64), 3),
+        (Look(), (47, 64), 3),
+        (Look(), (6, 8), 3),
+        (Look(depth=10), (48, 64), 3),
+    ],
+    ids=["as made", "BT.601", "no matrix", "full range", "4:2:2", "odd", "tiny", "10 bits"],
+)
 def test_the_ring_gets_bytes_and_the_file_is_the_same(
-    expected: list[Made], there: FakeDevice, tmp_path: Path
+    there: FakeDevice, tmp_path: Path, look: Look, size: tuple[int, int], each: float
 ) -> None:
-    frames = expected[0].chunk.frames
+    frames = torch.rand(5, 3, *size, generator=torch.Generator().manual_seed(2))
+    frames[2:4] = frames[2:4].round()  # the ends of the scale
     for name, given in (("cpu", frames), ("there", frames.to(there.name))):
         there.forget()
-        with SegmentWriter(tmp_path / name, tuple(frames.shape[-2:]), Fraction(12)) as writer:
-            writer.write(given)
+        with SegmentWriter(tmp_path / name, size, Fraction(12), look=look, device=given.device) as writer:
+            writer.write(given[:2])
+            writer.write(given[2:])
     assert (tmp_path / "cpu").read_bytes() == (tmp_path / "there").read_bytes()
-    assert {copy.dtype for copy in there.copies} == {torch.uint8}
-    assert sum(math.prod(copy.shape) for copy in there.copies) == frames.numel()
+    assert {copy.dtype for copy in there.copies} == {torch.uint16 if look.depth > 8 else torch.uint8}
+    assert sum(math.prod(copy.shape) for copy in there.copies) == 5 * each * size[0] * size[1]
+
+
+@pytest.mark.parametrize("matrix", list(FACTORS))
+@pytest.mark.parametrize("size", [(SMALLEST, SMALLEST), (34, 96), (480, 832)])
+def test_planes_are_those_of_ffmpeg_s_scaler(size: tuple[int, int], matrix: str) -> None:
+    pixels = torch.randint(
+        0, 256, (2, 3, *size), generator=torch.Generator().manual_seed(3), dtype=torch.uint8
+    )
+    pixels[1] = (pixels[1] > 127) * 255
+    scaler = f"scale=out_color_matrix={matrix}:out_range=tv:flags=accurate_rnd+full_chroma_int+bitexact"
+    command = [
+        find_ffmpeg(),
+        "-v",
+        "error",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-s",
+        f"{size[1]}x{size[0]}",
+    ]
+    command += ["-i", "-", "-vf", scaler, "-pix_fmt", "yuv420p", "-f", "rawvideo", "-"]
+    given = pixels.permute(0, 2, 3, 1).contiguous().numpy().tobytes()
+    done = subprocess.run(command, input=given, capture_output=True, check=True)
+    assert planes_420(pixels, matrix).numpy().tobytes() == done.stdout
 
 
 def test_a_run_goes_on_from_what_the_journal_kept(
@@ -262,6 +316,32 @@ def _committing(kept: list[bytes]) -> Any:
         atomic_write(path, data)
 
     return write
+
+
+def answer_on_the_cpu(parts: Any) -> None:
+    """Toy networks that compute where they always do, as a session of onnxruntime does."""
+    pack, aligner = parts.pack, parts.locker.aligner
+    embed, align = pack.embed, aligner.align
+    pack.embed = lambda frames, faces: embed(frames.cpu(), faces)
+    aligner.align = lambda crops, *args, **kwargs: align(crops.cpu(), *args, **kwargs).to(crops.device)
+
+
+def test_footage_stays_there_from_the_file_to_the_encoder(there: FakeDevice, tmp_path: Path) -> None:
+    clip = video(tmp_path / "clip.mp4", lock_toys.frames(6), look=Look())
+    made = {}
+    for device in ("cpu", there.name):
+        parts = lock_toys.parts(device=device)
+        answer_on_the_cpu(parts)
+        made[device] = list(lock_toys.lock(clip, parts=parts).made())
+    for one, other in zip(made[there.name], made["cpu"], strict=True):
+        assert isinstance(one.chunk.frames, There) and isinstance(one.tail.final, There)
+        same(one, other)
+    chunks = list(lock_toys.lock(clip, parts=lock_toys.parts(device="cpu")))
+    assert torch.equal(
+        torch.cat([each.frames for each in chunks]), torch.cat([m.chunk.frames for m in made["cpu"]])
+    )
+    plain = lock_toys.parts(device=there.name, recipe=toys.recipe(speed={"reference": True}))
+    assert plain.frames_device == "cpu"
 
 
 # ---------------------------------------------------------------------- a restorer of torch's own
