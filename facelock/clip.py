@@ -116,8 +116,8 @@ class Clip(Making):
         return self._run(journal, inputs, restart, lambda: self._prepare(journal, sound, target))
 
     def _write(self, path: Path, frames: Tensor) -> None:
-        options = {"crf": self.pipeline.recipe.encode.crf, "encoder": self.encoder, "device": frames.device}
-        with SegmentWriter(path, self.size, self.fps, **options) as writer:
+        crf, encoder, device = self.pipeline.recipe.encode.crf, self.encoder, frames.device
+        with SegmentWriter(path, self.size, self.fps, crf=crf, encoder=encoder, device=device) as writer:
             writer.write(frames)
 
     def _prepare(self, journal: Journal, audio: Path | None, target: float | None) -> None:

@@ -272,8 +272,10 @@ class Footage(Making):
         )
 
     def _write(self, path: Path, frames: Tensor) -> None:
-        options = {"crf": self.parts.recipe.encode.crf, "encoder": self.encoder, "device": frames.device}
-        with SegmentWriter(path, self.size, self.fps, look=self.info.look, **options) as writer:
+        crf, encoder, look = self.parts.recipe.encode.crf, self.encoder, self.info.look
+        with SegmentWriter(
+            path, self.size, self.fps, crf=crf, look=look, encoder=encoder, device=frames.device
+        ) as writer:
             writer.write(frames)
 
     def _prepare(self, journal: Journal, target: float | None) -> None:
