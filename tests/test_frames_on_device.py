@@ -267,6 +267,7 @@ def test_a_run_goes_on_from_what_the_journal_kept(
     kept = Resume(1, expected[0].tail)  # on the CPU, as it is read
     (again,) = pipeline(assembly, portraits, there.name).run(JOB, cast, resume=kept)
     same(again, expected[1])
+    assert all(isinstance(frames, There) for frames in vars(again.tail).values())
 
 
 def test_the_plain_code_keeps_frames_on_the_cpu(
@@ -277,6 +278,13 @@ def test_the_plain_code_keeps_frames_on_the_cpu(
         assert not isinstance(one.chunk.frames, There)
         same(one, other)
     assert len(large(there.copies)) == 2  # each chunk as the blueprint wrote it
+
+
+def test_on_the_cpu_ffmpeg_converts_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("facelock.video.writing.planes_420", lambda *_: pytest.fail("was called"))
+    with SegmentWriter(tmp_path / "a.mkv", (32, 32), Fraction(12)) as writer:
+        writer.write(torch.rand(2, 3, 32, 32))
+    assert (tmp_path / "a.mkv").stat().st_size
 
 
 def test_whoever_iterates_a_clip_gets_frames_on_the_cpu(there: FakeDevice) -> None:
@@ -428,6 +436,9 @@ def test_an_insightface_pack_looks_at_frames_where_they_lie(
     assert isinstance(crops, There) and float((held(crops) - expected).abs().max()) <= 1.001 / 255
     assert torch.allclose(encoder.embed_crops(crops), encoder.embed_crops(expected), atol=1e-3)
     assert large(there.copies) == []
+    there.forget()
+    encoder.embed_crops(crops)
+    assert max(copy.pixels for copy in there.copies) < 112 * 112  # the embeddings alone
 
 
 def test_a_yunet_pack_looks_at_frames_where_they_lie(
