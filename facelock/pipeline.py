@@ -180,12 +180,11 @@ class Pipeline:
         backbone, frames = self.parts.backbone, job.frame_count(self.fps)
         check_size(job.size, self.recipe.native_size)
         plan = plan_chunks(frames, first=backbone.first_chunk, chunk=backbone.chunk)[resume.chunks :]
-        tail = resume.tail.to(self.home.device) if resume.tail else None
         if self.recipe.speed.choices().overlap:
             from facelock.overlap import overlapped
 
-            return overlapped(self, job, identities, plan, tail, progress)
-        return self._in_turn(job, identities, plan, tail, progress)
+            return overlapped(self, job, identities, plan, resume.tail, progress)
+        return self._in_turn(job, identities, plan, resume.tail, progress)
 
     def _in_turn(
         self,

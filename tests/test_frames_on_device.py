@@ -28,6 +28,7 @@ from torch import Tensor
 
 from facelock.assembly import Assembly
 from facelock.blueprint.common import decoded
+from facelock.bound import BoundSession
 from facelock.errors import DeviceError
 from facelock.faces import OnnxEncoder, Pack, ScrfdDetector
 from facelock.faces.device_pixels import resized, warped
@@ -439,6 +440,17 @@ def test_an_insightface_pack_looks_at_frames_where_they_lie(
     there.forget()
     encoder.embed_crops(crops)
     assert max(copy.pixels for copy in there.copies) < 112 * 112  # the embeddings alone
+
+
+def test_a_file_of_one_picture_keeps_all_of_its_rows_on_a_device(tmp_path: Path) -> None:
+    toy_pack.detector(tmp_path / "d.onnx", flat=True)
+    session = BatchSession(tmp_path / "d.onnx")
+    session.batch, blob = 1, torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    (name,) = session.inputs
+    expected = session.run({name: blob.numpy()})
+    session._bound = BoundSession(session.session, torch.device("cpu"))
+    for one, other in zip(session.run_tensors({name: blob}), expected, strict=True):
+        assert (one.numpy() == other).all()
 
 
 def test_a_yunet_pack_looks_at_frames_where_they_lie(

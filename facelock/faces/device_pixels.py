@@ -31,9 +31,9 @@ def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(pixels.shape[-2:]) == tuple(size):
         return pixels
     rows, columns = (_weights(old, new) for old, new in zip(pixels.shape[-2:], size, strict=True))
-    left, right, low, high = _there(columns, pixels.device, inside=True)
+    left, right, low, high = _there(columns, pixels.device)
     wide = pixels[..., left].int() * low + pixels[..., right].int() * high
-    above, below, low, high = _there(rows, pixels.device, inside=False)
+    above, below, low, high = _there(rows, pixels.device)
     parts = [
         (weight[:, None] * (wide[..., at, :] >> 4)) >> 16 for at, weight in ((above, low), (below, high))
     ]
@@ -48,13 +48,10 @@ def _weights(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.float32]
 
 
 def _there(
-    axis: tuple[NDArray[np.int64], NDArray[np.float32], int], device: torch.device, *, inside: bool
+    axis: tuple[NDArray[np.int64], NDArray[np.float32], int], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Indices of both pixels and their integer weights on ``device``. Beyond the border OpenCV takes the outer pixel:
-    across alone, with ``inside``, down twice with its two weights, which rounds otherwise."""
+    """Indices of both pixels and their integer weights on ``device``; beyond the border the outer pixel is repeated."""
     first, share, count = axis
-    if inside:
-        share = np.where((first < 0) | (first >= count - 1), np.float32(0), share)
     low, high = (np.rint(part * 2**BITS) for part in (1 - share, share))
     pixels = [first.clip(0, count - 1), (first + 1).clip(0, count - 1)]
     table = torch.from_numpy(np.stack([*pixels, low, high]).astype(np.int64)).to(device)
