@@ -239,10 +239,8 @@ class Pipeline:
         """Stage 3 and the judge; ``tail`` is the chunk's before."""
         span, size = step.span, check_size(job.size, self.recipe.native_size)
         final, restored = step("restore", self._enlarge, job, locked, identities, span, size)
-        raw, tail = (
-            raw.to(final.device),
-            tail.to(final.device) if tail else None,
-        )  # if the GPU was given up just now
+        # they may lie elsewhere: where the GPU was given up just now, or the tail comes from a journal
+        raw, tail = raw.to(final.device), tail and tail.to(final.device)
         measured = step("judge", self._judge, job, final, raw, identities, span, tail)
         ended = self.ended(locked, tail)
         end = Tail(ended, _last(None, final, 1), _last(None, raw, 1), tail.anchor if tail else ended.clone())
