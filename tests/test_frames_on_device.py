@@ -288,6 +288,35 @@ def test_on_the_cpu_ffmpeg_converts_as_ever(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "a.mkv").stat().st_size
 
 
+class AtOnce:
+    """An executor whose work is done when it is handed in, by whoever hands it in: the pretended device knows no other
+    thread."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> AtOnce:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work: Any, *args: Any) -> Any:
+        done = work(*args)
+        return SimpleNamespace(result=lambda: done)
+
+
+def test_a_tail_that_is_locked_first_stays_there_too(
+    there: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("facelock.overlap.ThreadPoolExecutor", AtOnce)
+    ahead = toys.pipeline(toy_parts(there.name), speed={"overlap": True})
+    found = list(ahead.run(toys_job(), (toys.identity(),)))
+    for one, other in zip(found, toys.pipeline().run(toys_job(), (toys.identity(),)), strict=True):
+        assert isinstance(one.chunk.frames, There) and isinstance(one.tail.anchor, There)
+        same(one, other)
+
+
 def test_whoever_iterates_a_clip_gets_frames_on_the_cpu(there: FakeDevice) -> None:
     parts = toy_parts(there.name)
     chunks = list(toys.pipeline(parts).generate("a", toys.identity(), seconds=1))
