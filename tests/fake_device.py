@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from facelock.runtime import BatchSession
+
 aten = torch.ops.aten
 INDEXED = (aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default)
 NAME = "meta"
@@ -142,3 +144,15 @@ def _refuse_mixture(func: Any, args: Any, tensors: list[Tensor]) -> None:
     for each in tensors:
         if not isinstance(each, There) and each.dim():
             raise RuntimeError(f"{func}: a tensor {tuple(each.shape)} on the CPU beside one that is not")
+
+
+def sessions_there(monkeypatch: Any) -> None:
+    """Let onnxruntime's sessions take tensors that lie there and answer there, as bound ones do on a GPU."""
+    plainly = BatchSession.run_tensors
+
+    def run_tensors(self: BatchSession, inputs: dict[str, Tensor]) -> list[Tensor]:
+        if not any(isinstance(each, There) for each in inputs.values()):
+            return plainly(self, inputs)
+        return [There(out) for out in plainly(self, {name: held(each) for name, each in inputs.items()})]
+
+    monkeypatch.setattr(BatchSession, "run_tensors", run_tensors)
