@@ -44,6 +44,7 @@ from facelock.restore_loop import RestoreLoop
 from facelock.runtime import resolve_device
 from facelock.tuning import Speed
 from facelock.tuning.footprint import Footprint, read_footprint
+from facelock.tuning.frames import frames_device
 from facelock.tuning.placement import Placement
 from facelock.tuning.plan import GIB, Plan, Shape, choose_plan, peak, plans
 from facelock.types import Identity, Thresholds
@@ -173,6 +174,13 @@ class Assembly:
     def device(self) -> str:
         """``"cpu"``, ``"cuda:0"``."""
         return str(self._device)
+
+    @cached_property
+    def frames_device(self) -> str:
+        """Where frames lie between the stages: :func:`facelock.tuning.frames.frames_device`."""
+        usable = (self.recipe.memory.vram or 0) * GIB or _total_memory(self._device)
+        speed, folder = self.recipe.speed.choices(), self._paths["blueprint.model"]
+        return frames_device(self._device, speed, folder, _shape(self.recipe), self.plan, usable)
 
     @cached_property
     def weights(self) -> Mapping[str, str]:

@@ -75,9 +75,9 @@ class Clip(Making):
         )
 
     def __iter__(self) -> Iterator[Chunk]:
-        """Make the clip and yield its final frames chunk by chunk; nothing is written."""
+        """Make the clip and yield its final frames chunk by chunk, on the CPU; nothing is written."""
         for made in self.made():
-            yield made.chunk
+            yield made.chunk.cpu()
 
     def made(self, resume: Resume | None = None) -> Generator[Made, None, None]:
         """Make the clip and yield chunks together with what was recorded about them."""
@@ -116,8 +116,8 @@ class Clip(Making):
         return self._run(journal, inputs, restart, lambda: self._prepare(journal, sound, target))
 
     def _write(self, path: Path, frames: Tensor) -> None:
-        crf = self.pipeline.recipe.encode.crf
-        with SegmentWriter(path, self.size, self.fps, crf=crf, encoder=self.encoder) as writer:
+        crf, encoder, device = self.pipeline.recipe.encode.crf, self.encoder, frames.device
+        with SegmentWriter(path, self.size, self.fps, crf=crf, encoder=encoder, device=device) as writer:
             writer.write(frames)
 
     def _prepare(self, journal: Journal, audio: Path | None, target: float | None) -> None:

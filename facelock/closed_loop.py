@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
-from facelock.geometry import paste_crops, paste_onto, similarity_from_landmarks, soft_mask, warp_crops
+from facelock.geometry import paste_onto, similarity_from_landmarks, soft_mask, warp_crops
 from facelock.identity import embedding_of
 from facelock.lanes import side_by_side
 from facelock.protocols import Aligner, FacePack
@@ -302,15 +302,10 @@ class ClosedLoop:
     def finish(self, work: Work) -> Tensor:
         """The frames with the best of every face; a face that nothing improved keeps its pixels."""
         left = torch.nonzero((work.rung >= 0) & ~work.alone).flatten()
-        if not len(left):
-            return work.result
-        return paste_crops(
-            work.result,
-            work.faces.frame[left],
-            work.matrices[left],
-            work.best[left],
-            self.share(work.crops[left], work.best[left]),
-        )
+        if len(left):
+            where, mask = work.faces.frame[left], self.share(work.crops[left], work.best[left])
+            paste_onto(work.result, where, work.matrices[left], work.best[left], mask)
+        return work.result
 
 
 def spare(frames: Tensor, work: Work) -> Tensor:

@@ -213,6 +213,10 @@ def _grid(affine: Affine, window: tuple[int, int, int, int], fine: int, source: 
     x_across, x_down = columns * (2 * a / wide), rows * (2 * b / wide) + ((2 * x + 1) / wide - 1)
     y_across, y_down = columns * (2 * c / high), rows * (2 * d / high) + ((2 * y + 1) / high - 1)
     lines = [line.astype(np.float32) for line in (x_across, x_down, y_across, y_down)]
+    if source.device.type != "cpu":  # a few numbers go there, and become millions there
+        there = torch.from_numpy(np.concatenate(lines)).to(source.device, source.dtype)
+        x_across, x_down, y_across, y_down = there.split([len(line) for line in lines])
+        return torch.stack([x_across + x_down[:, None], y_across + y_down[:, None]], -1)[None]
     grid = np.empty(
         (1, len(rows), len(columns), 2), np.float32
     )  # numpy: a face's few numbers cost torch ten calls

@@ -35,6 +35,7 @@ from facelock.output import ClipFiles, checked, locked, refuse_existing
 from facelock.types import AlignRecord, ChunkRecords, LedgerRow, Sound, Status, Unreadable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 SCHEMA = "facelock.run.v1"
@@ -49,7 +50,7 @@ _KEPT_CONTEXTS = 2
 
 @dataclass(frozen=True)
 class Tail:
-    """The end of what is made, on the CPU in float32: exactly what the next chunk needs."""
+    """The end of what is made, in float32 where the frames lie: exactly what the next chunk needs."""
 
     context: Tensor
     """(C, 3, h, w) locked frames from which the backbone continues."""
@@ -59,6 +60,10 @@ class Tail:
     """(1, 3, h, w) the same frame as the blueprint wrote it."""
     anchor: Tensor
     """(C, 3, h, w) the first chunk's locked tail: the scene's fixed reference."""
+
+    def to(self, device: torch.device | str) -> Tail:
+        """The same frames on ``device``."""
+        return Tail(*(frames.to(device) for frames in vars(self).values()))
 
     @classmethod
     def of_footage(cls, final: Tensor, raw: Tensor) -> Tail:
@@ -155,7 +160,7 @@ class Journal:
 
         from facelock.sound import packed
 
-        stored = save({name: frames.contiguous() for name, frames in vars(tail).items()})
+        stored = save({name: frames.cpu().contiguous() for name, frames in vars(tail).items()})
         atomic_write(self._context(index), stored)
         digests = {"segment": _digest(self.segment(index)), "context": hashlib.sha256(stored).hexdigest()}
         if sound is not None:

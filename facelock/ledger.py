@@ -147,9 +147,10 @@ def _recognise(frames: Tensor, pack: FacePack, references: Tensor, limits: Reada
 def _seen(frames: Tensor, pack: FacePack, limits: ReadabilityLimits) -> tuple[Sight, Tensor]:
     """All faces, and their embeddings (N, D)."""
     faces = pack.detect(frames)
-    sight = _look(frames, faces, pack, limits)
+    crops = _crops(frames, faces, pack)
     cut = isinstance(pack, Cropper)
-    return sight, pack.encoder.embed_crops(sight.crops) if cut else pack.embed(frames, faces)
+    seen = pack.encoder.embed_crops(crops) if cut else pack.embed(frames, faces)
+    return _look(frames, faces, crops.cpu(), pack, limits), seen
 
 
 def _together(sights: Sequence[Sight], lengths: Sequence[int]) -> Sight:
@@ -188,9 +189,9 @@ def _similarities(embeddings: Tensor, references: Tensor) -> NDArray[np.float64]
     return products.sum(-1).clamp(-1, 1).numpy()
 
 
-def _look(frames: Tensor, faces: Faces, pack: FacePack, limits: ReadabilityLimits) -> Sight:
+def _look(frames: Tensor, faces: Faces, crops: Tensor, pack: FacePack, limits: ReadabilityLimits) -> Sight:
+    """``crops`` (N, 3, S, S) on the CPU, which measures them: OpenCV looks for motion between them."""
     spec = pack.encoder.crop
-    crops = _crops(frames, faces, pack).cpu()
     yaw, pitch, roll = (angle.cpu() for angle in estimate_pose(faces.landmarks))
     blur = sharpness(crops)
     mouth, eyes = mouth_and_eyes(crops, spec)
@@ -356,20 +357,20 @@ class Judge:
     ) -> tuple[LedgerRow, ...]:
         """See :func:`measure`."""
         references = _references(identities, self.encoder)
-        seam = None if before is None else self._seam(before, references)
+        seam = None if before is None else self._seam(before.to(frames.device), references)
         cast = _recognise(frames, self.pack, references, self.limits)
         if len(frames):
-            seen = _Latest(frames[-1].cpu().clone(), references, cast.crops_of(-1))
+            seen = _Latest(frames[-1].clone(), references, cast.crops_of(-1))
             self._latest[:] = [*self._latest, seen][-REMEMBERED:]
         return _rows(cast, self.pack, identities, start, seam)
 
     def _seam(self, before: Tensor, references: Tensor) -> Crops:
         """The characters' crops in the frame ``before``."""
-        there = before.cpu()
         for latest in list(self._latest):
-            if latest.frame.dtype == there.dtype and all(
+            alike = all(getattr(latest.frame, what) == getattr(before, what) for what in ("dtype", "device"))
+            if alike and all(
                 torch.equal(mine, theirs)
-                for mine, theirs in ((latest.frame, there), (latest.references, references))
+                for mine, theirs in ((latest.frame, before), (latest.references, references))
             ):
                 return latest.crops
         return _recognise(before[None], self.pack, references, self.limits).crops_of(0)

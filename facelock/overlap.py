@@ -108,7 +108,7 @@ class _Loop:
 
     def begin(self, span: Span, past: Tail | None, *, last: bool) -> _Begun:
         """Blueprint, and the lock of what the next chunk needs of it: nothing after the last one."""
-        step = Steps(span, self.frames, self.progress)
+        step = Steps(span, self.frames, self.progress, self.pipeline.home)
         raw, sound = self.pipeline.draw(step, self.job, self.identities, past)
         count = 0 if last else min(self.pipeline.parts.backbone.context, span.length)
         begun = _Begun(span, raw, raw[span.length :], (), step.seconds, sound)
@@ -136,8 +136,9 @@ class _Loop:
         if count:
             at = Span(span.index, span.start, count)
             first, records = self._lock(at, begun.raw[:count], begun.seconds)
-            locked, aligned = torch.cat([first, begun.ahead]), [*records, *begun.aligned]
-        step = Steps(span, self.frames, self._told_later)
+            locked = torch.cat([first, begun.ahead.to(first.device)])
+            aligned = [*records, *begun.aligned]
+        step = Steps(span, self.frames, self._told_later, self.pipeline.home)
         step.seconds = begun.seconds
         return self.pipeline.finish(
             step, self.job, self.identities, begun.raw, locked, aligned, tail, begun.sound
@@ -159,7 +160,7 @@ class _Loop:
     def _lock(
         self, at: Span, frames: Tensor, seconds: dict[str, float]
     ) -> tuple[Tensor, Sequence[AlignRecord]]:
-        step = Steps(at, self.frames, self._told_later)
+        step = Steps(at, self.frames, self._told_later, self.pipeline.home)
         locked, aligned = step(
             "lock", self.pipeline.locking(self.job), frames, self.identities, start=at.start
         )

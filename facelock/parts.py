@@ -80,6 +80,11 @@ class Parts(Protocol):
         ...
 
     @property
+    def frames_device(self) -> str:
+        """Where frames lie between the stages: ``device``, or ``"cpu"`` where that is asked for or has to be."""
+        ...
+
+    @property
     def weights(self) -> Mapping[str, str]:
         """Role of each model → sha256 of its weights."""
         ...

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ from facelock.recipe import Recipe, load_recipe
 from facelock.recipe.words import backbone_prompt, crowd_warnings, vocabulary_warnings
 from facelock.runtime import derive_seed
 from facelock.sound import extended, fitted
-from facelock.steps import Steps
+from facelock.steps import Home, Steps
 from facelock.types import AlignRecord, Chunk, ChunkRecords, Identity, Sound
 
 if TYPE_CHECKING:
@@ -94,6 +95,11 @@ class Pipeline:
 
         recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
         return cls(recipe, Assembly(recipe, device, commercial))
+
+    @cached_property
+    def home(self) -> Home:
+        """Where the backbone's frames stay until they are encoded."""
+        return Home(self.parts.frames_device)
 
     @property
     def fps(self) -> Fraction:
@@ -200,7 +206,7 @@ class Pipeline:
         """One chunk after the other, one stage after the other."""
         frames = job.frame_count(self.fps)
         for span in plan:
-            step = Steps(span, frames, progress)
+            step = Steps(span, frames, progress, self.home)
             raw, sound = self.draw(step, job, identities, tail)
             locked, aligned = step("lock", self.locking(job), raw, identities, start=span.start)
             made = self.finish(step, job, identities, raw, locked, aligned, tail, sound)
@@ -216,7 +222,9 @@ class Pipeline:
         extend, span = extended(self.parts.backbone), step.span
         prompt = backbone_prompt(self.recipe, job.prompt)
         raw, sound = step("blueprint", extend, prompt, context, seed=seed, references=identities)
-        return raw[: span.length], fitted(sound, start=span.start, frames=span.length, fps=self.fps)
+        return raw[: span.length].to(self.home.device), fitted(
+            sound, start=span.start, frames=span.length, fps=self.fps
+        )
 
     def locking(self, job: Job) -> Callable[..., Aligned]:
         """Stage 2, or what stands in its place."""
@@ -240,6 +248,8 @@ class Pipeline:
         """Stage 3 and the judge; ``tail`` is the chunk's before."""
         span, size = step.span, check_size(job.size, self.recipe.native_size)
         final, restored = step("restore", self._enlarge, job, locked, identities, span, size)
+        # they may lie elsewhere: where the GPU was given up just now, or the tail comes from a journal
+        raw, tail = raw.to(final.device), tail and tail.to(final.device)
         measured = step("judge", self._judge, job, final, raw, identities, span, tail)
         ended = self.ended(locked, tail)
         end = Tail(ended, _last(None, final, 1), _last(None, raw, 1), tail.anchor if tail else ended.clone())
@@ -310,12 +320,12 @@ def fit(frames: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _anchored(tail: Tail, share: float) -> Tensor:
     """The context of the next chunk: the locked tail, with ``share`` of the first chunk's in it."""
-    return torch.lerp(tail.context, tail.anchor, share) if share else tail.context
+    return torch.lerp(tail.context, tail.anchor.to(tail.context.device), share) if share else tail.context
 
 
 def _last(before: Tensor | None, frames: Tensor, length: int) -> Tensor:
-    """The last ``length`` frames so far, on the CPU in float32: exactly what a journal gives back."""
-    frames = frames[-length:].detach().float().cpu()
+    """The last ``length`` frames so far in float32, where ``frames`` lie: exactly what a journal gives back."""
+    frames = frames[-length:].detach().float()
     if before is not None and frames.shape[0] < length:
-        frames = torch.cat([before, frames])[-length:]
+        frames = torch.cat([before.to(frames.device), frames])[-length:]
     return frames.clone()

@@ -1,5 +1,8 @@
 """The verbs of FaceLock: what a backbone, an aligner, an upscaler, a restorer and a face pack do.
 
+Frames and crops come in on any device and go out on the same one, a backbone's on its own: in a pipeline they stay on
+its device from the decoder to the encoder. Faces, landmarks, embeddings and similarities lie on the CPU.
+
 A pack, an aligner or a restorer that may be called from several threads at once, and whose calls take one core each, as
 those of small networks on a CPU do, says so with an attribute ``side_by_side = True``.
 """
@@ -32,9 +35,9 @@ class Backbone(Protocol):
     def extend(
         self, prompt: str, context: Tensor | None, *, seed: int, references: Sequence[Identity] = ()
     ) -> Tensor:
-        """Return the next frames, (T, 3, H, W) float32 in [0, 1], T = ``chunk`` or ``first_chunk``.
+        """Return the next frames, (T, 3, H, W) float32 in [0, 1], T = ``chunk`` or ``first_chunk``, on its device.
 
-        ``context`` is (self.context, 3, H, W), the locked tail; None for the first chunk. ``seed`` is
+        ``context`` is (self.context, 3, H, W), the locked tail, on any device; None for the first chunk. ``seed`` is
         this chunk's own seed: the same arguments give the same bytes on the same device.
         """
         ...

@@ -116,9 +116,9 @@ class RestoreLoop(ClosedLoop):
         if getattr(self.restorer, "graded", False):
             crops = self.restorer.restore_by(plain, work.reference[index], share)  # type: ignore[union-attr]
         else:
-            crops = plain + share[:, None, None, None] * (restored - plain)
+            crops = plain + share.to(plain)[:, None, None, None] * (restored - plain)
         finite = crops.isfinite().flatten(1).all(1)
-        return torch.where(finite[:, None, None, None], crops, plain), finite
+        return torch.where(finite[:, None, None, None], crops, plain), finite.cpu()
 
     def _patches(self, work: Work, faces: Tensor) -> list[Patch]:
         """One per face of ``faces``, in the pixels of the locked frames."""
@@ -133,13 +133,14 @@ class RestoreLoop(ClosedLoop):
         return found
 
     def _distance(self, shown: Tensor, frames: Tensor, frame: Tensor, patches: Sequence[Patch]) -> Tensor:
-        """(n,) RMS in [0, 1] between each candidate's frame, scaled down, and the locked frame, under the mask."""
+        """(n,) RMS in [0, 1] between each candidate's frame, scaled down, and the locked frame, under the mask; on the
+        CPU."""
         scale, out = self.upscaler.scale, []
         for large, index, at in zip(shown, frame.tolist(), patches, strict=True):
             low = functional.avg_pool2d(large[:, _larger(at.rows, scale), _larger(at.columns, scale)], scale)
             error = (low.double() - frames[index, :, at.rows, at.columns].double()).square() * at.weight
             out.append((error.sum() / at.weight.sum().clamp(min=1e-9)).sqrt())
-        return torch.stack(out).float()
+        return torch.stack(out).float().cpu()
 
 
 def _square(matrix: Tensor, size: int, limits: Sequence[int], scale: int) -> tuple[slice, slice]:

@@ -266,7 +266,8 @@ class BatchSession:
         for begin in range(0, max(count, 1), self.batch):
             rows = slice(begin, min(begin + self.batch, count))
             given = {k: _filled(v[rows].to(self._bound.device), self.batch) for k, v in inputs.items()}
-            parts.append([out[: rows.stop - begin] for out in self._bound(given)])
+            outputs, found = self._bound(given), rows.stop - begin
+            parts.append([out[:found] for out in outputs] if found < self.batch else outputs)
         return [torch.cat(column) for column in zip(*parts, strict=True)]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:

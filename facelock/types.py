@@ -3,14 +3,15 @@
 Shape legend: ``T`` frames of a chunk, ``N`` faces, ``C`` channels (always 3, RGB), ``H`` ``W`` pixels,
 ``D`` embedding size, ``S`` side of a canonical crop, ``K`` characters.
 
-Frames are ``torch.Tensor`` of shape (T, 3, H, W), float32, RGB, range [0, 1]. Pixel coordinates follow
+Frames are ``torch.Tensor`` of shape (T, 3, H, W), float32, RGB, range [0, 1]. Between the stages they lie on the
+pipeline's device; what is measured of them (faces, embeddings, records) lies on the CPU. Pixel coordinates follow
 OpenCV: the centre of the top-left pixel is (0, 0), x to the right, y down.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ class Chunk:
     """Consecutive frames of a clip, the one unit that is streamed."""
 
     frames: Tensor
-    """(T, 3, H, W) float32 RGB in [0, 1]."""
+    """(T, 3, H, W) float32 RGB in [0, 1]; within the pipeline on its device, for whoever iterates a clip on the CPU."""
     start: int
     """Index in the clip of the first frame."""
     fps: Fraction
@@ -49,6 +50,10 @@ class Chunk:
 
     def __len__(self) -> int:
         return int(self.frames.shape[0])
+
+    def cpu(self) -> Chunk:
+        """The chunk with its frames in the computer's memory; itself where they lie there."""
+        return self if self.frames.device.type == "cpu" else replace(self, frames=self.frames.cpu())
 
 
 @dataclass(frozen=True)

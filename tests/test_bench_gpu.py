@@ -13,7 +13,8 @@ import torch
 from facelock.bench import gpu, gpu_face_nets, gpu_faces, gpu_parts
 from facelock.bench.gpu_bench import LATE, Bench, Line
 from facelock.bench.gpu_sizes import FULL, TINY
-from facelock.faces.pack import rounded, to_planes
+from facelock.faces.device_pixels import as_bytes
+from facelock.faces.pack import to_planes
 from facelock.guidance import TorchEmbedder
 
 SMALLER = dataclasses.replace(
@@ -181,4 +182,4 @@ def test_bytes_made_on_a_device_are_those_that_opencv_makes() -> None:
     )
     frame[:, 0, :3] = torch.tensor([-0.1, 1.2, 0.0])
     planes = np.stack(to_planes(frame))
-    assert (rounded(frame).numpy() == planes).all() and planes.max() == 255 and planes.min() == 0
+    assert (as_bytes(frame).numpy() == planes).all() and planes.max() == 255 and planes.min() == 0

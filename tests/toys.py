@@ -156,6 +156,7 @@ class Parts:
     upscaler: Any = field(default_factory=Upscaler)
     judge: Any = field(default_factory=Judge)
     device: str = "cpu"
+    frames_device: str = "cpu"
     weights: Mapping[str, str] = field(default_factory=lambda: {"lock.model": "0" * 64})
 
     def identity(self, reference: Any, *, name: str | None = None, face: int | None = None) -> Identity:

@@ -63,7 +63,7 @@ def lock_and_restore(bench: Bench, count: int) -> None:
         f"{restore}, {len(few)} frames, in host memory", lambda: restorer.restore(few, people), key="restore host",
         cost=12, rounds=1,
     )  # fmt: skip
-    line.note = line.note or "frames as stages hand them over"
+    line.note = line.note or "frames as --reference hands them over"
     overheads(bench, len(frames) / len(few))
 
 

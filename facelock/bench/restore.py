@@ -93,7 +93,7 @@ def _one(
     same = torch.zeros(WINDOW, dtype=torch.long)
     stranger = world.render(take(other.face, same), take(who.look, same), now, 64)
     truth = world.render(take(who.face, same), take(who.look, same), now, size)
-    raw = parts.backbone.reconstruct(stranger)  # type: ignore[attr-defined]
+    raw = parts.backbone.reconstruct(stranger).cpu()  # type: ignore[attr-defined]
     locked, _ = parts.locker.lock(raw, [identity])
     _, box = world.landmarks(take(who.face, same), now, size)
     return {name: _figures(pipeline, loop, locked, identity, truth, box) for name, loop in loops.items()}

@@ -28,7 +28,7 @@ class Stills:
             if start <= index < start + len(frames):
                 row[index] = functional.interpolate(
                     frames[index - start][None].float(), (SIDE, SIDE), mode="area"
-                )[0]
+                )[0].cpu()
 
     def save(self, path: Path, reference: Tensor) -> None:
         """Write the sheet: the reference (3, H, W) on the left, a row per arm, the time above."""

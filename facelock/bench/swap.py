@@ -30,7 +30,7 @@ class PlainSwap:
             return torch.stack([self._swapped(frame, source) for frame in frames])
 
     def _swapped(self, frame: Tensor, source: _Source) -> Tensor:
-        bgr = (frame.permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8)
+        bgr = (frame.permute(1, 2, 0).cpu().numpy()[..., ::-1] * 255).round().astype(np.uint8)
         faces = self.app.get(bgr)
         if faces:
             face = max(faces, key=lambda f: float(f.normed_embedding @ source.normed_embedding))

@@ -33,7 +33,7 @@ def clean_text(text: str) -> str:
 def decoded(vae: Any, decode: Callable[[], Tensor]) -> Tensor:
     """What ``decode`` makes of latents with ``vae``, (1, 3, T, H, W) in [-1, 1], as (T, 3, H, W) float32 in [0, 1].
 
-    On the CPU. Where memory is short it goes on in tiles. Raises ``NotFiniteError``.
+    On the latents' device. Where memory is short it goes on in tiles. Raises ``NotFiniteError``.
     """
     video = _if_it_fits(decode)
     if video is None:  # not within the except: an error holds on to all that lay in memory when it was raised
@@ -45,7 +45,7 @@ def decoded(vae: Any, decode: Callable[[], Tensor]) -> Tensor:
         video = decode()
     if not torch.isfinite(video).all():
         raise NotFiniteError("The blueprint's VAE gave values that are not finite. Try another seed.")
-    return (video[0].transpose(0, 1).float() / 2 + 0.5).clamp(0, 1).cpu()
+    return (video[0].transpose(0, 1).float() / 2 + 0.5).clamp(0, 1)
 
 
 def _if_it_fits(decode: Callable[[], Tensor]) -> Tensor | None:

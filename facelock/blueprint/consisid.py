@@ -125,7 +125,7 @@ class ConsisID:
     def extend(
         self, prompt: str, context: Tensor | None, *, seed: int, references: Sequence[Identity] = ()
     ) -> Tensor:
-        """Return the clip, (window, 3, H, W) float32 in [0, 1] on the CPU, of the first of ``references``.
+        """Return the clip, (window, 3, H, W) float32 in [0, 1] on its device, of the first of ``references``.
 
         The same arguments give the same bytes on the same device. Raises ``InputError`` for a context, and where
         nobody or nobody known is referred to, ``DeviceError`` when memory runs out, and ``NotFiniteError`` where

@@ -82,7 +82,7 @@ class Helios(WanBackbone):
         return torch.cat([super(Helios, self)._encode(section) for section in sections], dim=2)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents (1, z, 9·n, h, w) → (33·n, 3, H, W) in [0, 1] on the CPU."""
+        """Normalised latents (1, z, 9·n, h, w) → (33·n, 3, H, W) in [0, 1]."""
         sections = latents.split(SECTION, dim=2)
         return torch.cat([super(Helios, self)._decode(section) for section in sections])
 

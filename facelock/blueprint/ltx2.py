@@ -187,7 +187,7 @@ class LTX2:
     def extend_with_sound(
         self, prompt: str, context: Tensor | None, *, seed: int, references: Sequence[Identity] = ()
     ) -> tuple[Tensor, Sound]:
-        """Return the next frames, (T, 3, H, W) float32 in [0, 1] on the CPU, and what is heard with them.
+        """Return the next frames, (T, 3, H, W) float32 in [0, 1] on the backbone's device, and what is heard with them.
 
         T is ``first_chunk`` without a context, else ``chunk``. ``context`` is the clip's last ``context`` frames,
         (context, 3, H, W) in [0, 1]. The sound is at least T frames long and has a lead where there is a context.
@@ -311,7 +311,7 @@ class LTX2:
     # ------------------------------------------------------------------ pictures and sound
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """Latents (1, z, F, h, w) as the pipeline returns them → (T, 3, H, W) in [0, 1] on the CPU."""
+        """Latents (1, z, F, h, w) as the pipeline returns them → (T, 3, H, W) in [0, 1]."""
         vae = self._pipe.vae
         latents = latents.to(vae.dtype)
         level = (

@@ -141,7 +141,7 @@ class WanBackbone:
     def extend(
         self, prompt: str, context: Tensor | None, *, seed: int, references: Sequence[Identity] = ()
     ) -> Tensor:
-        """Return the next frames, (T, 3, H, W) float32 in [0, 1] on the CPU.
+        """Return the next frames, (T, 3, H, W) float32 in [0, 1] on the backbone's device.
 
         T is ``first_chunk`` without a context, else ``chunk``. ``context`` is the clip's last ``context``
         frames, (context, 3, H, W) in [0, 1]. The same arguments give the same bytes on the same device.
@@ -316,7 +316,7 @@ class WanBackbone:
         return (self._vae.encode(video).latent_dist.mode() - self._mean) / self._std
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents (1, z, F, h, w) → (T, 3, H, W) in [0, 1] on the CPU."""
+        """Normalised latents (1, z, F, h, w) → (T, 3, H, W) in [0, 1]."""
         latents = latents * self._std + self._mean
         return decoded(self._vae, lambda: self._vae.decode(latents, return_dict=False)[0])
 

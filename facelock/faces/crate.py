@@ -73,7 +73,6 @@ class CrateEncoder:
         self.side_by_side = self._device.type == "cpu"
         self._batch = 1 if self._device.type == "cpu" else batch
 
-    @torch.inference_mode()
     def embed_crops(self, crops: Tensor) -> Tensor:
         """(N, 3, 112, 112) in [0, 1] → (N, D) float32 on the CPU, unit length.
 
@@ -86,4 +85,6 @@ class CrateEncoder:
     def _codes(self, crops: Tensor) -> Tensor:
         full = crops.new_zeros(self._batch, *crops.shape[1:])
         full[: len(crops)] = crops
-        return self._net(full.to(self._device))[: len(crops)].cpu()
+        full = full.to(self._device)
+        with torch.inference_mode():
+            return self._net(full)[: len(crops)].cpu()

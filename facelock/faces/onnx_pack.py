@@ -73,7 +73,10 @@ class OnnxEncoder:
         self._scale, self._shift = (255.0, 0.0) if raw else (2.0, -1.0)
 
     def embed_crops(self, crops: Tensor) -> Tensor:
-        """(N, 3, 112, 112) in [0, 1] → (N, D) float32 on the CPU, unit length."""
+        """(N, 3, 112, 112) in [0, 1] → (N, D) float32 on the CPU, unit length. Crops on a GPU stay there."""
+        if crops.device.type != "cpu":
+            given = {self._input: crops.detach().float() * self._scale + self._shift}
+            return unit_rows(self._session.run_tensors(given)[0].cpu().numpy(), self.id)
         pictures, scale, shift = (
             crops.detach().cpu().float().numpy(),
             np.float32(self._scale),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from facelock.errors import FaceLockError, ModelError
+from facelock.faces.device_pixels import as_bytes, squares
 from facelock.faces.graph import load_model, rewritten_model
 from facelock.faces.pack import Floats, Found, gather, require_finite, to_pixels
 from facelock.lanes import scratch
@@ -64,13 +65,24 @@ class YunetDetector:
             return gather([])
         require_finite(frames)
         size = self._inner(*frames.shape[-2:])
-        outputs = self._session.run_made(
-            len(frames), lambda rows: {self._input: _blob(frames[rows.start], size)}
-        )
+        outputs = self._run(frames, size)
         ordered = [outputs[place] for place in self._order]
         scale = frames.shape[-1] / size[1], frames.shape[-2] / size[0]
         cells = np.concatenate([_cells(size, stride) for stride in STRIDES])
         return gather([self._faces_of([o[i] for o in ordered], cells, scale) for i in range(len(frames))])
+
+    def _run(self, frames: Tensor, size: tuple[int, int]) -> list[Floats]:
+        """The file's outputs, (T, n, 1 or 4 or 10) each, of frames looked at in ``size``."""
+        if frames.device.type == "cpu":
+            return self._session.run_made(
+                len(frames), lambda rows: {self._input: _blob(frames[rows.start], size)}
+            )
+        outer = [side + -side % BLOCK for side in size]
+        parts = [
+            self._session.run_tensors({self._input: squares(as_bytes(frame[None]), size, outer).flip(1)})
+            for frame in frames
+        ]
+        return [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
 
     def _inner(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in which a frame is looked at."""

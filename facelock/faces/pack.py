@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from facelock.errors import FaceLockError
+from facelock.faces.device_pixels import as_bytes, warped
 from facelock.geometry import similarity_from_landmarks, warp_crops
 from facelock.protocols import Encoder
 from facelock.types import Faces
@@ -105,8 +106,10 @@ def library_crops(frames: Tensor, frame_index: Tensor, matrices: Tensor, size: i
     """Crops as ``cv2.FaceRecognizerSF.alignCrop`` and insightface's ``norm_crop`` cut them.
 
     ``frames`` (T, 3, H, W) in [0, 1], ``frame_index`` (N,), ``matrices`` (N, 2, 3) from frame to crop; returns
-    (N, 3, size, size) float32 in [0, 1] on the CPU.
+    (N, 3, size, size) float32 in [0, 1] where the frames lie.
     """
+    if frames.device.type != "cpu":
+        return _crops_there(frames, frame_index, matrices, size)
     crops = np.empty((len(frame_index), size, size, 3), np.uint8)
     for crop, index, matrix in zip(crops, frame_index.tolist(), matrices.double().numpy(), strict=True):
         (left, top, right, bottom), shifted = _seen_through(matrix, size, frames.shape[-2:])
@@ -115,6 +118,15 @@ def library_crops(frames: Tensor, frame_index: Tensor, matrices: Tensor, size: i
         torch.from_numpy(crops).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         / 255
     )
+
+
+def _crops_there(frames: Tensor, frame_index: Tensor, matrices: Tensor, size: int) -> Tensor:
+    """:func:`library_crops` of frames on a GPU, on that GPU; bytes as ``device_pixels.warped`` says."""
+    crops = []
+    for index, matrix in zip(frame_index.tolist(), matrices.double().numpy(), strict=True):
+        (left, top, right, bottom), shifted = _seen_through(matrix, size, frames.shape[-2:])
+        crops.append(warped(as_bytes(frames[index, :, top:bottom, left:right]), shifted, size))
+    return torch.stack(crops).float() / 255 if crops else frames.new_zeros(0, 3, size, size).float()
 
 
 def _seen_through(
@@ -140,14 +152,9 @@ def to_planes(frame: Tensor) -> list[Bytes]:
     if frame.dtype == torch.uint8:
         return list(frame.detach().cpu().numpy())
     if frame.device.type != "cpu":  # a quarter of the bytes cross the bus
-        return list(rounded(frame).cpu().numpy())
+        return list(as_bytes(frame).cpu().numpy())
     planes = frame.detach().float().cpu().numpy()
     return [cv2.addWeighted(plane, 255, plane, 0, 0, dtype=cv2.CV_8U) for plane in planes]  # type: ignore[misc]
-
-
-def rounded(frame: Tensor) -> Tensor:
-    """What OpenCV makes of a frame in [0, 1], as bytes on the frame's own device: the nearest, halves to even."""
-    return (frame.detach().float() * 255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_pixels(frame: Tensor) -> Bytes:

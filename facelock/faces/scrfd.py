@@ -7,7 +7,9 @@ other frames.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from facelock.errors import FaceLockError, ModelError
+from facelock.faces.device_pixels import as_bytes, squares
 from facelock.faces.graph import rewritten
 from facelock.faces.pack import Floats, Found, gather, require_finite, to_pixels
 from facelock.lanes import scratch
@@ -81,10 +84,7 @@ class ScrfdDetector:
         if not len(frames):
             return gather([])
         require_finite(frames)
-        outputs, levels = self._run(frames), len(self._strides)
-        scores, boxes, points = (
-            np.concatenate(outputs[kind * levels : (kind + 1) * levels], 1) for kind in range(3)
-        )
+        scores, boxes, points = self._run(frames) if frames.device.type == "cpu" else self._run_there(frames)
         if scores.shape[1] != len(self._centres) or not np.isfinite(scores).all():
             raise FaceLockError("The face detector returned no usable scores. Its weights are damaged.")
         height, width = frames.shape[-2:]
@@ -94,9 +94,31 @@ class ScrfdDetector:
         )
 
     def _run(self, frames: Tensor) -> list[Floats]:
-        """The outputs, (T, n, 1 or 4 or 10) each."""
+        """Scores, boxes and points of all levels, (T, n, 1 or 4 or 10)."""
         outputs = self._session.run_made(len(frames), lambda rows: {self._input: self._blob(frames[rows])})
-        return [o.reshape(len(frames), -1, o.shape[-1]) for o in outputs] if self._flat else outputs
+        return [np.concatenate(level, 1) for level in self._by_kind(outputs, len(frames))]
+
+    def _by_kind(self, outputs: Sequence[Any], count: int) -> list[list[Any]]:
+        """The outputs for ``count`` frames, (count, n, 1 or 4 or 10) each: those of scores, of boxes and of points."""
+        levels = len(self._strides)
+        if self._flat:
+            outputs = [o.reshape(count, -1, o.shape[-1]) for o in outputs]
+        return [list(outputs[kind * levels : (kind + 1) * levels]) for kind in range(3)]
+
+    def _run_there(self, frames: Tensor) -> list[Floats]:
+        """:meth:`_run` for frames on a GPU, which stay there: as bytes, resized as on the CPU, to the bit.
+
+        Of the boxes and points only those of sure faces come back; the others are 0.
+        """
+        side, inner = self.detection_size, self._inner(*frames.shape[-2:])
+        parts = []
+        for group in frames.split(self._session.batch):  # else all frames' squares would lie there at once
+            blob = squares(as_bytes(group), inner, (side, side)) / 128 - 127.5 / 128
+            outputs = self._session.run_tensors({self._input: blob})
+            parts.append([torch.cat(level, 1) for level in self._by_kind(outputs, len(group))])
+        scores, *rest = (torch.cat(kind) for kind in zip(*parts, strict=True))
+        known = scores.cpu()
+        return [known.numpy(), *(_at_sure(rows, known[..., 0] >= self.threshold) for rows in rest)]
 
     def _inner(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of a frame within the detection square."""
@@ -129,6 +151,13 @@ class ScrfdDetector:
         landmarks = (centre[:, None] + offset.reshape(-1, 5, 2)) / np.float32(scale) + shift
         kept = distinct(box)
         return box[kept], np.asarray(landmarks[kept], np.float32), scores[sure][kept]
+
+
+def _at_sure(rows: Tensor, sure: Tensor) -> Floats:
+    """(T, n, k) on the CPU of which only the rows ``sure`` (T, n) were fetched; the others are 0."""
+    found = torch.zeros(rows.shape, dtype=rows.dtype)
+    found[sure] = rows[sure.to(rows.device)].cpu()
+    return found.numpy()
 
 
 def distinct(boxes: Floats) -> list[int]:

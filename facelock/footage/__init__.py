@@ -37,7 +37,7 @@ from facelock.pipeline import Made
 from facelock.protocols import Progress
 from facelock.report import Report, build_report, write_report
 from facelock.runtime import require_space
-from facelock.steps import Steps
+from facelock.steps import Home, Steps
 from facelock.types import AlignRecord, Chunk, ChunkRecords, Identity
 from facelock.video.reading import Still, probe, read_chunks, read_stills
 from facelock.video.writing import SegmentWriter, Timing, join_segments
@@ -115,6 +115,8 @@ class Footage(Making):
         self.replace, self.swap, self.target, self.progress = tuple(replace), swap, target, progress
         self.encoder = parts.recipe.encode.encoder
         self.info: VideoInfo = probe(self.video)
+        self.home = Home(parts.frames_device)
+        """Where frames stay from the file to the encoder."""
         self._seen: Survey | None = None
 
     @property
@@ -137,9 +139,9 @@ class Footage(Making):
         return f"Footage({self.video.name!r}, {self.frames} frames of {width}x{height})"
 
     def __iter__(self) -> Iterator[Chunk]:
-        """Lock the clip and yield its final frames chunk by chunk; nothing is written."""
+        """Lock the clip and yield its final frames chunk by chunk, on the CPU; nothing is written."""
         for made in self.made():
-            yield made.chunk
+            yield made.chunk.cpu()
 
     def survey(self) -> Survey:
         """Go once through the whole clip, or return what was found then. Raises ``InputError`` for a clip that is
@@ -157,7 +159,7 @@ class Footage(Making):
             return
         chunks = read_chunks(self.video, self._length(), start=plan[0].start)
         for span, chunk in zip(plan, chunks, strict=True):
-            made = self._one(span, chunk.frames, tail)
+            made = self._one(span, chunk.frames.to(self.home.device), tail)
             tail = made.tail
             yield made
 
@@ -240,7 +242,7 @@ class Footage(Making):
     def _one(self, span: Span, raw: Tensor, tail: Tail | None) -> Made:
         """One chunk through the stages. Every frame's pixels depend on that frame alone."""
         parts, cast, start = self.parts, self.survey().casting.cast, span.start
-        step = Steps(span, self.frames, self.progress)
+        step = Steps(span, self.frames, self.progress, self.home)
         locked, aligned = step("lock", parts.locker.lock, raw, self.identities, start=start, cast=cast)
         final, restored = step("restore", self._restore, locked, start, cast)
         records = step("judge", self._judge, final, raw, span, tail)
@@ -271,7 +273,9 @@ class Footage(Making):
 
     def _write(self, path: Path, frames: Tensor) -> None:
         crf, encoder, look = self.parts.recipe.encode.crf, self.encoder, self.info.look
-        with SegmentWriter(path, self.size, self.fps, crf=crf, look=look, encoder=encoder) as writer:
+        with SegmentWriter(
+            path, self.size, self.fps, crf=crf, look=look, encoder=encoder, device=frames.device
+        ) as writer:
             writer.write(frames)
 
     def _prepare(self, journal: Journal, target: float | None) -> None:
@@ -351,5 +355,5 @@ def refuse_onto_itself(video: str | Path, output: str | Path) -> None:
 
 
 def _last(frames: Tensor) -> Tensor:
-    """The last frame on the CPU in float32: exactly what a journal gives back."""
-    return frames[-1:].detach().float().cpu().clone()
+    """The last frame in float32, where the others lie: exactly what a journal gives back."""
+    return frames[-1:].detach().float().clone()

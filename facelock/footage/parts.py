@@ -63,6 +63,11 @@ class LockParts:
     """Reads references with these recognisers."""
 
     @property
+    def frames_device(self) -> str:
+        """Where frames lie between the stages: a chunk is small, so only the plain code keeps them on the CPU."""
+        return "cpu" if self.recipe.speed.choices().reference else self.device
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What decides the pixels, as plain JSON values."""
         return {

@@ -45,6 +45,8 @@ FACE_NETS = 1 * GIB
 """Allowance for detector, recognisers, aligner and restorer with their batches."""
 RESERVE = 1.1
 """Share for fragments between allocations."""
+HELD = 3
+"""Copies of a chunk's frames at once: as enlarged, as restored and as resized, or as they wait for the encoder."""
 OVERHEAD = 1 * GIB
 """CUDA's own context and libraries."""
 
@@ -129,6 +131,17 @@ def peak(found: Footprint, shape: Shape, plan: Plan) -> int:
         kept + _restoring(shape, plan),
     )
     return int(RESERVE * max(moments) + OVERHEAD)
+
+
+def resident(shape: Shape) -> int:
+    """Bytes of a chunk's frames on the GPU from the decoder to the encoder, the largest moment of the stages after the
+    blueprint: float32, :data:`HELD` copies of the enlarged ones and as many of those that the blueprint wrote."""
+    return HELD * 12 * shape.window * shape.size[0] * shape.size[1] * (1 + shape.scale**2)
+
+
+def room_for_frames(found: Footprint, shape: Shape, plan: Plan, usable: int) -> bool:
+    """Whether a chunk's frames fit into ``usable`` bytes beside the plan's peak."""
+    return peak(found, shape, plan) + resident(shape) <= usable
 
 
 def choose_plan(

@@ -23,16 +23,19 @@ class Ring:
         """``feed`` gets the bytes of each piece; what it raises is raised by the next :meth:`put` or :meth:`close`."""
         self._feed = feed
         self._free = threading.Semaphore(SLOTS)
-        self._full: SimpleQueue[Tensor | None] = SimpleQueue()
+        self._full: SimpleQueue[tuple[Tensor, Callable[[], object] | None] | None] = SimpleQueue()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="facelock-encode", daemon=True)
         self._thread.start()
 
-    def put(self, pixels: Tensor) -> None:
-        """Queue a contiguous tensor of bytes or 16-bit values on the CPU; waits only while all slots are taken."""
+    def put(self, pixels: Tensor, arrived: Callable[[], object] | None = None) -> None:
+        """Queue a contiguous tensor of bytes or 16-bit values on the CPU; waits only while all slots are taken.
+
+        Where the pixels are still on their way, ``arrived`` waits for them; the thread that writes calls it.
+        """
         self._free.acquire()
         self._raise()
-        self._full.put(pixels)
+        self._full.put((pixels, arrived))
 
     def close(self) -> None:
         """Wait until everything is fed."""
@@ -47,8 +50,11 @@ class Ring:
         self._thread.join()
 
     def _run(self) -> None:
-        while (pixels := self._full.get()) is not None:
+        while (item := self._full.get()) is not None:
+            pixels, arrived = item
             try:
+                if arrived is not None:
+                    arrived()
                 if self._error is None:
                     self._feed(pixels.numpy().data.cast("B"))
             except Exception as error:  # heard by whoever puts or closes

@@ -24,9 +24,11 @@ from torch import Tensor
 
 from facelock.errors import FaceLockError
 from facelock.files import publish, storage
+from facelock.video.crossing import Crossing
 from facelock.video.encoders import coding, require_encoder
 from facelock.video.ffmpeg_process import BITEXACT, FfmpegProcess, find_ffmpeg
 from facelock.video.joining import Soundtrack, Timing, join_segments
+from facelock.video.planes import FACTORS, SMALLEST, planes_420
 from facelock.video.reading import Look, VideoInfo, check_audio, count_frames, probe, read_chunks
 from facelock.video.ring import Ring, pieces
 from facelock.video.worker import matrix_name
@@ -65,24 +67,28 @@ class SegmentWriter:
         crf: float = 16,
         look: Look | None = None,
         encoder: str = "x264",
+        device: torch.device | str = "cpu",
     ) -> None:
         """``size`` is (height, width) in pixels; ``crf`` 0 (lossless) to 51; ``encoder`` x264 or nvenc.
 
-        A size that the look's chroma does not divide is kept by encoding chroma in full (4:4:4).
+        A size that the look's chroma does not divide is kept by encoding chroma in full (4:4:4). Frames that come from
+        a ``device`` other than the CPU become YUV there where they can, to the same bytes; else ffmpeg converts them.
         """
         self.path, self.size = Path(path), (int(size[0]), int(size[1]))
         self.look = look or Look()
         self._part = self.path.with_name(self.path.name + ".part")
         height, width = self.size
-        layout = "rgb48le" if self.look.depth > 8 else "rgb24"
+        self._matrix = None if torch.device(device).type == "cpu" else _planar(self.look, self.size)
+        layout = "yuv420p" if self._matrix else "rgb48le" if self.look.depth > 8 else "rgb24"
         raw = {"format": "rawvideo", "pix_fmt": layout, "video_size": (width, height), "framerate": str(fps)}
         coded: Mapping[str, Any] = coding(encoder, crf, pixel_format(self.look, self.size))
         stream = ffmpeg.input("pipe:", **raw)
-        for name, options in _filters(self.look, self.size):
+        for name, options in _filters(self.look, self.size, convert=self._matrix is None):
             stream = stream.filter(name, **options)
         self._stream = stream.output(str(self._part), format="matroska", **coded, **BITEXACT)
         self._process: FfmpegProcess | None = None
         self._ring: Ring | None = None
+        self._crossing = Crossing()
 
     def __enter__(self) -> SegmentWriter:
         with storage(self._part), suppress(FileNotFoundError):
@@ -92,23 +98,27 @@ class SegmentWriter:
         return self
 
     def write(self, frames: Tensor) -> None:
-        """Append (T, 3, H, W) frames in [0, 1]."""
+        """Append (T, 3, H, W) frames in [0, 1], on any device: what crosses to the CPU are bytes."""
         if tuple(frames.shape[1:]) != (3, *self.size):
             raise FaceLockError(
                 f"a segment of {self.size} was given frames of {tuple(frames.shape)}; please report this."
             )
-        if not bool(torch.isfinite(frames).all()):
-            raise FaceLockError("frames to encode hold NaN or infinity; please report this.")
         if self._ring is None:
             raise FaceLockError("the segment is not open; use it in a with block.")
-        for piece in pieces(frames.detach(), 3 * self.size[0] * self.size[1]):
-            self._ring.put(self._pixels(piece))
+        with self._crossing.begin(frames):
+            if not bool(torch.isfinite(frames).all()):
+                raise FaceLockError("frames to encode hold NaN or infinity; please report this.")
+            width = 3 if self._matrix is None else 1.5
+            for piece in pieces(frames.detach(), int(width * self.size[0] * self.size[1])):
+                self._ring.put(*self._crossing.send(self._pixels(piece)))
 
     def _pixels(self, frames: Tensor) -> Tensor:
-        """(T, 3, H, W) in [0, 1] → the bytes that ffmpeg is told to expect, on the CPU."""
+        """(T, 3, H, W) in [0, 1] → the bytes that ffmpeg is told to expect, where the frames lie."""
         top, kind = (65535, torch.uint16) if self.look.depth > 8 else (255, torch.uint8)
         pixels = (frames.float().clamp(0, 1) * top).round().to(kind)
-        return pixels.permute(0, 2, 3, 1).contiguous().cpu()
+        if self._matrix is not None:
+            return planes_420(pixels, self._matrix)
+        return pixels.permute(0, 2, 3, 1).contiguous()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         process, self._process = self._process, None
@@ -141,8 +151,17 @@ def pixel_format(look: Look, size: tuple[int, int]) -> str:
     return f"{chroma}10le" if look.depth > 8 else chroma
 
 
-def _filters(look: Look, size: tuple[int, int]) -> list[tuple[str, dict[str, object]]]:
-    """From RGB to YUV by the look's own matrix, then its tags."""
+def _planar(look: Look, size: tuple[int, int]) -> str | None:
+    """The matrix by which :func:`planes_420` makes what ffmpeg would make of this look; None where it does not."""
+    matrix = matrix_name(look.matrix, size[1], size[0])
+    plain = pixel_format(look, size) == "yuv420p" and not look.full and min(size) >= SMALLEST
+    return matrix if plain and matrix in FACTORS else None
+
+
+def _filters(
+    look: Look, size: tuple[int, int], *, convert: bool = True
+) -> list[tuple[str, dict[str, object]]]:
+    """From RGB to YUV by the look's own matrix, unless that is done; then its tags."""
     span = "pc" if look.full else "tv"
     scale: dict[str, object] = {
         "out_color_matrix": matrix_name(look.matrix, size[1], size[0]),
@@ -155,7 +174,8 @@ def _filters(look: Look, size: tuple[int, int]) -> list[tuple[str, dict[str, obj
         "colorspace": look.matrix,
         "range": span,
     }
-    filters = [("scale", scale), ("setparams", tags)]
+    filters = [("scale", scale)] if convert else []
+    filters.append(("setparams", tags))
     if look.sar != 1:
         filters.append(("setsar", {"sar": f"{look.sar.numerator}/{look.sar.denominator}"}))
     return filters
