@@ -357,10 +357,10 @@ class Locker(ClosedLoop):
         wanted = toward(work.own[index], work.reference[index], 1.0 if self.takes_strength else strength)
         whose = [identities[k] for k in work.who[index].tolist()]
         crops = self.aligner.align(work.crops[index], wanted, strength, references=whose)
-        finite = crops.isfinite().flatten(1).all(1)
+        finite = crops.isfinite().flatten(1).all(1).cpu()  # one bit a face: scores and places are on the CPU too
         if not bool(finite.all()):
             work.failed[index[~finite]] = True
-            crops = torch.where(finite[:, None, None, None], crops, work.crops[index])
+            crops = torch.where(finite[:, None, None, None].to(crops.device), crops, work.crops[index])
         shown = self.paste(work, crops, index)
         score = similarity(self.embed(work, shown, index), work.reference[index])
         better = finite & (score > work.score[index])
