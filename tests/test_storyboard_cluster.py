@@ -31,11 +31,16 @@ ray = pytest.mark.skipif(
 )
 
 
+READY = "facelock.storyboards.render.require_ready"
+"""No catalog knows the toys' models."""
+
+
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
     """Workers import this file."""
     here = Path(__file__).resolve().parent
     monkeypatch.setenv("PYTHONPATH", f"{here.parent}:{here}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(READY, lambda *_, **__: None)
 
 
 def build(recipe, device):
@@ -79,6 +84,7 @@ def local(tmp_path_factory):
         toys.write_plainly(patch.setattr)
         patch.setattr(Pipeline, "from_recipe", lambda recipe, device: Pipeline(recipe, toys.Parts()))
         patch.setattr("facelock.storyboards.render.make_edit", lambda *_: {})
+        patch.setattr(READY, lambda *_, **__: None)
         facelock.render(board(home), home / "film", device="cpu")
     return digests(home / "film")
 

@@ -103,7 +103,7 @@ TASKS = {
     "recogniser": lambda pool, _: RecognitionTask("recogniser", pool, 10, batch=8),
     "judge": lambda pool, _: RecognitionTask("judge", pool, 10, batch=8),
     "detector": lambda pool, _: DetectionTask(pool, 10, batch=4),
-    "vae": lambda pool, device: VaeTask(pool, 10, device),
+    "vae": lambda pool, _: VaeTask(pool, 10),
     "reader": lambda pool, _: ReaderTask(pool, 10, batch=4),
     "identity_reader": lambda pool, _: IdentityReaderTask(pool, Recogniser(), 10, batch=8),
     "aligner": lambda pool, _: AlignmentTask("aligner", pool, Recogniser(), 10, batch=2),
