@@ -172,6 +172,9 @@ def test_training_goes_on_from_the_weights_that_ship(tmp_path, pool, monkeypatch
     train.record_training(shop, tmp_path / "models", ["vae", "judge"])
     recorded = train.trained(tmp_path / "models")
     assert list(recorded) == ["vae"]
+    (tmp_path / "models" / "miniature" / "training.json").unlink()
+    train.record_training(shop, tmp_path / "models", ["blueprint"])  # the autoencoder is in its folder
+    assert train.trained(tmp_path / "models") == recorded
     assert [s["steps"] for s in recorded["vae"]] == [
         *(s["steps"] for s in train.trained(asset_dir("models"))["vae"]),
         1,

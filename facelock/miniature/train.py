@@ -73,7 +73,8 @@ def record_training(shop: Workshop, models: Path, parts: Sequence[str]) -> None:
     from facelock.miniature import curves
 
     known = trained(models)
-    for part in filter(shop.trained_here, parts):
+    within = {*parts, *(inner for part in parts for inner in MADE_OF.get(part, ()))}
+    for part in filter(shop.trained_here, sorted(within)):
         with safe_open(shop.folder(part) / "state.safetensors", "pt") as file:
             meta = file.metadata()
         known[part] = [*json.loads(meta["origin"]), curves.sitting(meta)]
