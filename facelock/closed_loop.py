@@ -357,7 +357,9 @@ class Locker(ClosedLoop):
         wanted = toward(work.own[index], work.reference[index], 1.0 if self.takes_strength else strength)
         whose = [identities[k] for k in work.who[index].tolist()]
         crops = self.aligner.align(work.crops[index], wanted, strength, references=whose)
-        finite = crops.isfinite().flatten(1).all(1).cpu()  # one bit a face: scores and places are on the CPU too
+        finite = (
+            crops.isfinite().flatten(1).all(1).cpu()
+        )  # one bit a face: scores and places are on the CPU too
         if not bool(finite.all()):
             work.failed[index[~finite]] = True
             crops = torch.where(finite[:, None, None, None].to(crops.device), crops, work.crops[index])
