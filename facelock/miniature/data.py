@@ -42,6 +42,8 @@ POOL = 6000
 """Identities of the training splits."""
 WINDOW = 17
 """Frames of a clip that the autoencoder takes at once: 5 latents."""
+OFFSETS = (0, 8)
+"""First frames of the windows that a clip is encoded at."""
 GROUP = 8
 """Identities rendered under one nuisance: each ordered pair of them supervises the aligner."""
 

@@ -55,7 +55,7 @@ from facelock.miniature.tiny_decoder import TinyDecoderTask, make_tiny_decoder
 from facelock.miniature.trainer import in_bfloat16, in_float32, moved, normal_numbers, seed_of
 from facelock.miniature.upscaling import UpscalingTask
 from facelock.miniature.vae import CHANNELS, VaeTask, box_weight, feature_weight
-from facelock.miniature.windows import OFFSETS, Windows
+from facelock.miniature.windows import Windows
 from facelock.nets.compact_sr import CompactSR
 from facelock.nets.recogniser import Recogniser
 
@@ -87,6 +87,11 @@ class Live:
         return self.windows.frames[clip, frame].float() / 255
 
 
+def degraded(x: Tensor, seed: int, smallest: float = 0.35) -> Tensor:
+    """:func:`~facelock.miniature.recognition.degrade` where ``x`` is, all that is random from ``seed``."""
+    return degrade(x, seeded(seed), smallest, normal_numbers(seed, x.device))
+
+
 class LiveRecognition(Live, RecognitionTask):
     """The recognisers on crops rendered for every batch, of ``PEOPLE`` people."""
 
@@ -106,7 +111,7 @@ class LiveRecognition(Live, RecognitionTask):
         still, moving, matrices, target, who, blur, seed = batch
         x = rendered(still, moving, matrices, SIZE)
         if blur:
-            x = degrade(x, seeded(seed), noise=normal_numbers(seed, x.device))
+            x = degraded(x, seed)
         return x, target, who
 
 
@@ -188,7 +193,7 @@ class LiveReader(Live, ReaderTask):
         decoded, what, face, matrices, labels, blur, seed = batch
         x = warp(self._frames(*what), matrices) if decoded else rendered(*what, matrices, SIDE)
         if blur:
-            x = degrade(x, seeded(seed), 0.14, normal_numbers(seed, x.device))
+            x = degraded(x, seed, 0.14)
         return x, labels, unpacked(face, tuple(IDENTITY))
 
 
@@ -209,7 +214,7 @@ class LiveIdentityReader(Live, IdentityReaderTask):
         """The batch as the task of a rendered set draws it."""
         still, moving, matrices, wanted, blur, seed = batch
         x = rendered(still, moving, matrices, SIZE)
-        x = degrade(x, seeded(seed), 0.6, normal_numbers(seed, x.device)) if blur else x
+        x = degraded(x, seed, 0.6) if blur else x
         return embedding(self.recogniser.to(x.device), x), wanted
 
 
@@ -238,9 +243,8 @@ class LiveAlignment(Live, AlignmentTask):
         other = sample_identity(n, generator)
         wanted = {k: torch.where(same, face[k], other[k]) for k in IDENTITY}
         points = world.landmarks(face, now, FRAME)[0]
-        seen = (
-            torch.rand(n, 1, 1, generator=generator) * 0.5
-        )  # cut again, a face is where its own landmarks are
+        # Cut again, a face is where its own landmarks are.
+        seen = torch.rand(n, 1, 1, generator=generator) * 0.5
         points = points + seen * (world.landmarks(wanted, now, FRAME)[0] - points)
         matrices = data.jitter(data.fit_similarity(points, CROP_TEMPLATE), SIDE, generator)
         blur = float(torch.rand(1, generator=generator)) < (0.3 if decoded else 0.85)
@@ -258,8 +262,7 @@ class LiveAlignment(Live, AlignmentTask):
             else rendered(still, moving, matrices, SIDE)
         )
         if blur:
-            smallest = 0.14 if self.name == "aligner" else 0.26
-            x = degrade(x, seeded(seed), smallest, normal_numbers(seed, x.device))
+            x = degraded(x, seed, 0.14 if self.name == "aligner" else 0.26)
         return x, y, embedding(self.recogniser.to(x.device), rendered(*reference, SIZE))
 
 
@@ -354,8 +357,8 @@ class LiveTinyDecoder(Live, TinyDecoderTask):
     def draw(self, step: int, generator: torch.Generator) -> tuple[Any, ...]:
         """Latents (B, 8, 5, 16, 16) as the autoencoder gave them, boxes (B, 17, 4), how unfinished they are."""
         clip = torch.randint(len(self.windows.latents), (self.batch,), generator=generator)
-        which = torch.randint(len(OFFSETS), (self.batch,), generator=generator)
-        first = torch.tensor(OFFSETS)[which]
+        which = torch.randint(len(data.OFFSETS), (self.batch,), generator=generator)
+        first = torch.tensor(data.OFFSETS)[which]
         moving = self.windows.moving[:, clip.unsqueeze(1), first.unsqueeze(1) + torch.arange(data.WINDOW)]
         face, _, now = shown(self.windows.still[:, clip], moving.flatten(1))
         boxes = world.landmarks(face, now, 64)[1].view(self.batch, data.WINDOW, 4)

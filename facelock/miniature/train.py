@@ -18,7 +18,7 @@ from facelock.miniature import data
 from facelock.miniature.bundled import load_bundled
 from facelock.miniature.tasks import make_task
 from facelock.miniature.trainer import Trainer, averaged
-from facelock.miniature.workshop import LIVE_STEPS, MADE_OF, OFFSETS, ORDER, SETS, STEPS, WINDOWS, Workshop
+from facelock.miniature.workshop import LIVE_STEPS, MADE_OF, ORDER, SETS, STEPS, WINDOWS, Workshop
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def build_set(shop: Workshop, kind: str, count: int | None) -> None:
         return
     from facelock.miniature.vae import build_decoded
 
-    build_decoded(shop.vae(), OFFSETS, shop.pool)
+    build_decoded(shop.vae(), data.OFFSETS, shop.pool)
 
 
 def export(shop: Workshop, parts: tuple[str, ...], models: Path) -> None:

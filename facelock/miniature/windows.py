@@ -20,8 +20,7 @@ from facelock.miniature.vocabulary import caption, random_keep
 log = logging.getLogger(__name__)
 
 LENGTH = 25
-"""Frames of a clip: two windows, at ``OFFSETS``."""
-OFFSETS = (0, 8)
+"""Frames of a clip: two windows, at ``data.OFFSETS``."""
 
 
 @dataclass
@@ -98,16 +97,16 @@ def _through(vae: Any, video: Tensor, decoded: int, generator: torch.Generator) 
             torch.cat(
                 [vae.encode(p).latent_dist.mean.float() for p in video[:, :, o : o + data.WINDOW].split(64)]
             )
-            for o in OFFSETS
+            for o in data.OFFSETS
         ]
         latents = torch.stack(both, 1)
-        pick = torch.randint(len(OFFSETS), (n,), generator=generator)
+        pick = torch.randint(len(data.OFFSETS), (n,), generator=generator)
         amount = 0.25 * torch.rand(n, 1, 1, 1, 1, generator=generator).to(device)
         z = latents[torch.arange(n), pick.to(device)]
         noise = normal_numbers(seed_of(generator), device)(z.shape)
         z = z + amount * z.std((0, 2, 3, 4), keepdim=True) * noise
         frames = [vae.decode(part).sample.float() for part in z[:decoded].split(64)] if decoded else []
-    made = {"latents": latents.half(), "first": torch.tensor(OFFSETS)[pick]}
+    made = {"latents": latents.half(), "first": torch.tensor(data.OFFSETS)[pick]}
     pictures = torch.cat(frames) if frames else torch.empty(0, 3, data.WINDOW, 64, 64)
     made["frames"] = ((pictures.transpose(1, 2) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
     return made

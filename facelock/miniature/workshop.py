@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from facelock.miniature import data
 from facelock.miniature.bundled import load_bundled
 from facelock.miniature.trainer import averaged
 from facelock.nets.recogniser import Recogniser
@@ -46,8 +47,6 @@ LIVE_STEPS = {
 WINDOWS = 48000
 """Clips that a GPU encodes for the blueprint; half of them are decoded again, for those who read faces."""
 SETS = {"faces": 16, "judge": 4, "heldout": 2, "frames": 6, "clips": 14}
-OFFSETS = (0, 8)
-"""First frames of the 17-frame windows that a clip is encoded at."""
 STEPS = {
     "recogniser": 1700,
     "judge": 4000,
@@ -170,5 +169,5 @@ class Workshop:
         if not path.is_file():
             log.info("encoding the clips")
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"latents": encode_clips(self.vae(), ClipPool(self.pool), OFFSETS).half()}, path)
+            save_file({"latents": encode_clips(self.vae(), ClipPool(self.pool), data.OFFSETS).half()}, path)
         return load_file(path)["latents"].float()
