@@ -138,13 +138,12 @@ def _table(head: Sequence[str], rows: Mapping[str, Sequence[float]]) -> str:
 
 
 @torch.no_grad()
-def measure(pool: Path, known: Mapping[str, Figures], *, count: int = 48, people: int = 200) -> Findings:
+def measure(pool: Path, *, count: int = 48, people: int = 200) -> Findings:
     """Held-out figures and pictures of every exported model; ``pool`` holds the ``heldout`` set.
 
-    ``known`` are figures that were measured already, ``count`` the scenes of aligner and restorer, ``people`` the
-    held-out ones who get siblings.
+    ``count`` are the scenes of aligner and restorer, ``people`` the held-out ones who get siblings.
     """
-    found = Findings(dict(known))
+    found = Findings()
     faces = FacePool("heldout", pool)
     for part, embed in encoders().items():
         found.figures[part] = recognition_figures(embed, faces, people)

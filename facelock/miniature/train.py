@@ -226,9 +226,8 @@ def main(argv: list[str] | None = None) -> None:
     elif args.command == "cards":
         from facelock.miniature import cards
 
-        cards.write(
-            asset_dir("models"), trained(asset_dir("models")), cards.measure(shop.pool, evaluate(shop))
-        )
+        models = asset_dir("models")
+        cards.write(models, trained(models), cards.measure(shop.pool))
     elif args.command == "samples":
         from facelock.miniature import samples
 
