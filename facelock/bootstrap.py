@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 Array = NDArray[np.float64]
 
@@ -87,7 +87,7 @@ def _resampled_sums(weights: Array, residuals: Array, block: int, seed: int) -> 
 def _student(freedom: float) -> float:
     """How much wider than a normal interval one with few degrees of freedom must be."""
     tail = (1 + LEVEL) / 2
-    return float(stats.t.ppf(tail, max(freedom, 1.0)) / stats.norm.ppf(tail))
+    return float(stdtrit(max(freedom, 1.0), tail) / ndtri(tail))
 
 
 def linear_estimate(weights: Array, values: Array, design: Array, *, fps: float, seed: int = 0) -> Estimate:

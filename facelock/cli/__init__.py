@@ -7,13 +7,14 @@ Everything heavy is imported when a command runs, so that ``facelock --help`` an
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -50,9 +51,6 @@ from facelock.cli.options import (
 from facelock.cli.storyboard import storyboard
 from facelock.cli.terminal import running
 from facelock.errors import FaceLockError
-
-if TYPE_CHECKING:
-    pass
 
 ClickError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """What typer raises for a wrong command line, from its own copy of click or from click."""
@@ -305,10 +303,16 @@ for _name, _purpose in BENCHMARKS.items():
     _add_benchmark(_name, _purpose)
 
 
+COLLECTOR = (100_000, 50, 1000)
+"""Of Python's garbage collector, in this process that is ours: at its usual thresholds it searches the libraries'
+modules again and again while they are imported."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the ``facelock`` command; leaves through ``SystemExit`` with the code of the outcome."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    gc.set_threshold(*COLLECTOR)
     try:
         code = typer.main.get_command(app).main(given, prog_name="facelock", standalone_mode=False)
     except FaceLockError as error:
