@@ -139,6 +139,13 @@ def test_a_drifting_clip_says_so():
     assert report.characters[0].figures.drift.value == pytest.approx(0.17, abs=0.01)
 
 
+def test_a_change_that_true_pictures_show_too_is_called_slight():
+    values = (0.9 - 0.03 * np.arange(720) / 720 + np.random.default_rng(0).normal(size=720) * 0.002).tolist()
+    report = build(values)
+    assert not report.characters[0].figures.drift.contains(0.0)
+    assert "and changes slightly (loss from start to end +0.02" in report.verdict
+
+
 def test_no_drift_is_not_claimed_from_too_little():
     values = (0.8 + np.random.default_rng(0).normal(size=84).cumsum() * 0.01).tolist()
     report = build(values)
