@@ -59,7 +59,7 @@ def test_stages_shows_every_row(monkeypatch: pytest.MonkeyPatch, tmp_path) -> No
     toys.write_plainly(monkeypatch.setattr)
     monkeypatch.setattr(stages, "load_recipe", lambda _: recipe)
     monkeypatch.setattr(stages, "speeds", lambda ratios: few if len(ratios) == 2 else {})
-    monkeypatch.setattr(stages, "PlainSwap", lambda _: lambda frames, identity: frames)
+    monkeypatch.setattr(stages, "PlainSwap", lambda _, **options: lambda frames, identity: frames)
     monkeypatch.setattr(cast, "identity", lambda who, parts: toys.identity(who.name))
     monkeypatch.setattr(
         stages.Pipeline, "from_recipe", lambda recipe, _: toys.pipeline(speed=recipe.speed.model_dump())
@@ -69,6 +69,7 @@ def test_stages_shows_every_row(monkeypatch: pytest.MonkeyPatch, tmp_path) -> No
     assert told[-1] == ("parts", 5, 5)
     assert found["lock off"]["ratio"] > 0.2
     assert found["busy"]["same_bytes"]
+    assert len(found["overhead"]["ratios"]) == 2
     assert set(found["choices"]["seconds"]) == {"none", "cache pab"}
     text = (tmp_path / "stages.md").read_text()
     for row in ("lock off ÷ plain diffusers call", "busy ÷ wall, overlap", "cache pab", "MagCache"):

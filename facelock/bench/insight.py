@@ -13,8 +13,12 @@ DETECTION = (128, 128)
 """The recipe's own detection size; ``None`` leaves insightface its default, 128 and 640 one after the other."""
 
 
-def swapper_and_pack(device: str = "cpu", detection: tuple[int, int] | None = DETECTION) -> tuple[Any, Any]:
-    """A prepared ``FaceAnalysis`` of the bundled pack, and the ``INSwapper`` of the bundled aligner, on ``device``.
+def swapper_and_pack(
+    device: str = "cpu", detection: tuple[int, int] | None = DETECTION, model: str = "miniature/aligner"
+) -> tuple[Any, Any]:
+    """A prepared ``FaceAnalysis`` of the bundled pack, and the ``INSwapper`` of a bundled ``model``, on ``device``.
+
+    The bundled restorer is of inswapper's format too.
 
     Raises ``DeviceError`` when insightface silently takes another one: it would make ours look fast.
     """
@@ -26,7 +30,7 @@ def swapper_and_pack(device: str = "cpu", detection: tuple[int, int] | None = DE
     with redirect_stdout(StringIO()):  # it prints shapes and set-ups
         app = FaceAnalysis(name=str(locate("miniature/faces")), providers=[provider])
         app.prepare(ctx_id=int(index or 0) if kind == "cuda" else -1, det_size=detection, det_thresh=0.5)
-        swapper = insightface.model_zoo.get_model(str(locate("miniature/aligner")), providers=[provider])
+        swapper = insightface.model_zoo.get_model(str(locate(model)), providers=[provider])
     for model in (*app.models.values(), swapper):
         require_provider(model.session, provider)
     return app, swapper

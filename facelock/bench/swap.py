@@ -15,11 +15,16 @@ from facelock.types import Identity
 class PlainSwap:
     """Swaps each frame with the recipe's own aligner at strength 1 through insightface's ``INSwapper``."""
 
-    def __init__(self, parts: Parts, *, own_size: bool = False) -> None:
-        """Faces are found at the recipe's detection size, or with ``own_size`` at insightface's default ones."""
+    def __init__(self, parts: Parts, *, own_size: bool = False, restores: bool = False) -> None:
+        """Faces are found at the recipe's detection size, or with ``own_size`` at insightface's default ones; with
+        ``restores`` each is passed through the bundled restorer too."""
         from facelock.bench.insight import DETECTION, swapper_and_pack
 
-        self.app, self.swapper = swapper_and_pack(parts.device, None if own_size else DETECTION)
+        detection = None if own_size else DETECTION
+        self.app, swapper = swapper_and_pack(parts.device, detection)
+        self.networks = [swapper]
+        if restores:
+            self.networks.append(swapper_and_pack(parts.device, detection, "miniature/restorer")[1])
         self.encoder = parts.locker.pack.encoder.id  # type: ignore[attr-defined]
 
     def __call__(self, frames: Tensor, identity: Identity) -> Tensor:
@@ -34,7 +39,8 @@ class PlainSwap:
         faces = self.app.get(bgr)
         if faces:
             face = max(faces, key=lambda f: float(f.normed_embedding @ source.normed_embedding))
-            bgr = self.swapper.get(bgr, face, source, paste_back=True)
+            for network in self.networks:
+                bgr = network.get(bgr, face, source, paste_back=True)
         return torch.from_numpy(np.ascontiguousarray(bgr[..., ::-1])).permute(2, 0, 1).float() / 255
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -89,7 +90,7 @@ class Trainer:
 
     def run(self, on_save: Callable[[int], None] | None = None, until: int | None = None) -> None:
         """Train to the last step (or to ``until``), continuing from whatever was saved."""
-        last = min(self.task.steps, until or self.task.steps) if self.seconds is None else 10**9
+        last = min(self.task.steps, until or self.task.steps) if self.seconds is None else sys.maxsize
         started = saved = time.monotonic()
         first, before, window = self.step, self.spent, list[dict[str, Tensor]]()
         while self.step < last and (self.seconds is None or self.spent < self.seconds):
@@ -99,9 +100,12 @@ class Trainer:
             if self.step % 100 == 0:
                 figures = {k: float(sum(w[k] for w in window)) / len(window) for k in window[-1]}
                 self.history.append({"step": self.step} | figures)
-                left = (time.monotonic() - started) / (self.step - first) * (last - self.step)
+                if self.seconds is None:
+                    left = (time.monotonic() - started) / (self.step - first) * (last - self.step)
+                else:
+                    left = self.seconds - self.spent
                 text = " ".join(f"{k} {v:.4f}" for k, v in figures.items())
-                log.info("%s %d/%d %s (%.0f s left)", self.task.name, self.step, last, text, left)
+                log.info("%s step %d %s (%.0f s left)", self.task.name, self.step, text, max(0.0, left))
                 window = []
             over = self.step == last or (self.seconds is not None and self.spent >= self.seconds)
             if over or time.monotonic() - saved > self.save_every:
