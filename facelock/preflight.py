@@ -24,7 +24,7 @@ from facelock.blueprint import BACKBONES, backbone_class, fits
 from facelock.errors import ConfigError, FaceLockError, ModelError, caught, together
 from facelock.nets.taehv_layout import read_shape
 from facelock.portrait import fits as portrait_fits
-from facelock.recipe import Recipe, load_recipe, model_names
+from facelock.recipe import Recipe, load_recipe, model_names, recipe_names
 from facelock.restoration import RESTORERS, UPSCALERS, restorer_class, upscaler_class
 from facelock.restoration import formats as restoration_formats
 from facelock.restoration.extra import SPANDREL, lacking_extra
@@ -37,17 +37,22 @@ Paths = Mapping[str, Path]
 """Role → file or folder, of the weights that are here."""
 
 
-def wanted(names: Sequence[str], recipe: str | Path | None) -> list[str]:
+def wanted(names: Sequence[str], recipe: str | Path | None = None, *, only: bool = False) -> list[str]:
     """Weights that are to be fetched: ``names``, and all that the ``recipe`` of this name or path names.
 
-    Raises ``ConfigError`` where there are none, or for a recipe that cannot be read.
+    A name that is a shipped recipe's too stands for all that the recipe names, unless ``only`` the weights of these
+    very names are asked for. Raises ``ConfigError`` where there are none, or for a recipe that cannot be read.
     """
-    found = [*names, *(model_names(load_recipe(recipe)).values() if recipe else ())]
+    recipes = {} if only else recipe_names()
+    found: list[str] = []
+    for name in names:
+        found += model_names(load_recipe(name)).values() if name in recipes else [name]
+    found += model_names(load_recipe(recipe)).values() if recipe else ()
     if not found:
         raise ConfigError(
             "No weight is named. Give names as 'facelock models list' shows them, or --recipe NAME."
         )
-    return found
+    return list(dict.fromkeys(found))
 
 
 def require(recipe: Recipe, *, commercial: bool = False, also: Sequence[FaceLockError] = ()) -> None:

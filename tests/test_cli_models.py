@@ -297,6 +297,15 @@ def test_all_weights_of_a_recipe_are_pulled(models, shop, site, own):
     assert models("pull", "--recipe", path)[0] == 0 and len(site.asked) == asked
 
 
+def test_the_name_of_a_recipe_stands_for_all_that_it_needs(models, shop, site, own, monkeypatch):
+    own(upscaler="far/free", judge="far-research")
+    monkeypatch.setattr("facelock.recipe.asset_dir", lambda _: shop)
+    assert models("pull", "own", "--only")[0] == 2 and site.asked == []  # no weight is called so
+    code, out, err = models("pull", "own")
+    assert code == 0 and "far/free: " in out and "far/research: " in out
+    assert "the recipe needs mini/one, far/free, far-research (--only: own alone)" in err
+
+
 def test_a_recipe_is_refused_as_a_whole(models, shop, site, own):
     path = own(upscaler="far/free", judge="far/research", restorer="mine.onnx")
     code, out, err = models("pull", "--recipe", path, "--commercial")

@@ -75,12 +75,18 @@ def table(found: Sequence[Standing]) -> str:
 def pull_models(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME...", help="Names as 'facelock models list' shows them."),
+        typer.Argument(
+            metavar="NAME...",
+            help="Names as 'facelock models list' shows them; a shipped recipe's stands for all that it needs.",
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", metavar="NAME|PATH", help="Every weight that a recipe names, besides."),
     ] = None,
+    only: Annotated[
+        bool, typer.Option("--only", help="The weights of these very names, not what a recipe needs besides.")
+    ] = False,
     commercial: Annotated[
         bool, typer.Option("--commercial", help="Refuse weights whose licence does not allow commercial use.")
     ] = False,
@@ -98,7 +104,9 @@ def pull_models(
     from facelock.preflight import wanted
     from facelock.weights.pull import find_all
 
-    named = wanted(names or (), recipe)
+    named = wanted(names or (), recipe, only=only)
+    if len(named) > len(names or ()) and not recipe:
+        _say(f"the recipe needs {', '.join(named)} (--only: {', '.join(names or ())} alone)", quiet)
     entries = find_all(named, commercial=commercial, own_files=recipe is not None)
     show_log(quiet, debug)
     with Signals(RESUME_HINT):
