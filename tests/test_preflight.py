@@ -134,13 +134,15 @@ def test_generate_lock_storyboard_and_doctor_say_the_same(
     )
     for begin in (
         lambda: facelock.generate("a woman", MARIA, seconds=1, recipe=wrong, device="cpu"),
-        lambda: facelock.lock(clip, MARIA, recipe=wrong, device="cpu"),
-        lambda: facelock.lock(clip, MARIA, recipe=wrong, device="cpu", packs="opencv:yunet+sface"),
         lambda: facelock.render(board, tmp_path / "film", device="cpu"),
     ):
         with pytest.raises(ConfigError) as caught:
             begin()
         assert all(words in str(caught.value) for words in TOLD), caught.value
+    with pytest.raises(ConfigError) as caught:
+        facelock.lock(clip, MARIA, recipe=wrong, device="cpu")
+    told = [words for words in TOLD if words in str(caught.value)]
+    assert told == [words for words in TOLD if "inswapper-format" in words or "restoror" in words]
     assert not (tmp_path / "film").exists()
     (needs,) = needs_of([str(wrong)])
     assert all(any(words in sentence for sentence in needs.mistakes) for words in TOLD)
