@@ -9,7 +9,8 @@
 
 Looks at names, file headers and configurations: weights that are missing, files that are not what the recipe says,
 packages that are not installed, numbers that the checkpoint cannot do. The rules themselves stand beside the stages
-(``fits`` and ``formats`` modules), which hold what they load against them once more. Knows nothing of torch.
+(``fits`` and ``formats`` modules), which hold what they load against them once more. Knows nothing of torch, which is
+imported for the sizes in a ``.pth`` alone.
 """
 
 from __future__ import annotations
@@ -177,8 +178,9 @@ def _restorer(recipe: Recipe, paths: Paths, used: Uses) -> Found:
     missing = lacking_extra() if spandrel_is_used(recipe, used) else None
     yield from [missing] if missing else []
     restore, upscaler, model = recipe.restore, paths.get("restore.upscaler"), paths.get("restore.restorer")
-    if restore.upscaler_kind == "onnx_upscaler" and upscaler:
-        yield from caught(lambda: restoration_formats.require_upscaler(upscaler))
+    kind, scale = restore.upscaler_kind, restore.scale
+    if upscaler and kind in UPSCALERS:
+        yield from caught(lambda: restoration_formats.require_upscaler(upscaler, kind, scale))
     if restore.restorer_kind == "onnx_restorer" and model:
         yield from caught(lambda: restoration_formats.require_restorer(model))
     if restore.restorer_kind == "faceid_restorer" and restore.faceid and model:
