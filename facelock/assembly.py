@@ -14,18 +14,16 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from facelock.alignment import aligner_class
 from facelock.blueprint import backbone_class
 from facelock.closed_loop import Locker
-from facelock.errors import ConfigError, FaceLockError, caught, together
+from facelock.errors import ConfigError, FaceLockError, together
 from facelock.faces import load_pack
 from facelock.guidance import GuidanceSettings, open_guide
 from facelock.identity import identity_from_picture
@@ -33,16 +31,15 @@ from facelock.identity.storage import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
 from facelock.memory import memory_plan, shape_of, usable_memory
 from facelock.perception import Perception, pack_member, pack_of
-from facelock.precision import resolve_dtype
-from facelock.preflight import require, spandrel_is_used
+from facelock.preflight import require
 from facelock.protocols import Backbone, FacePack, FaceRestorer, Guide, Upscaler
 from facelock.recipe import Recipe, model_names
 from facelock.recipe.sections import AcceptRecipe, FacesRecipe, JudgeRecipe
 from facelock.recipe.uses import ALL, Uses, uses
 from facelock.restoration import restorer_class, upscaler_class
-from facelock.restoration.precision import dtype_of
 from facelock.restore_loop import RestoreLoop
 from facelock.runtime import resolve_device
+from facelock.suitability import not_on
 from facelock.tuning import Speed
 from facelock.tuning.frames import frames_device
 from facelock.tuning.placement import Placement
@@ -79,38 +76,6 @@ def _pack_files(recipe: Recipe, paths: Mapping[str, Path]) -> dict[str, Path]:
     }
 
 
-def _not_on(recipe: Recipe, device: torch.device, used: Uses) -> list[FaceLockError]:
-    """What of ``recipe`` that is ``used`` cannot be on this device, and libraries that are there and cannot be
-    imported."""
-    lock, restore = recipe.lock, recipe.restore
-    networks = [
-        ("blueprint", recipe.blueprint.precision),
-        ("lock", lock.faceid.precision if lock.faceid else "float32"),
-        ("restore.restorer", restore.faceid.precision if restore.faceid else "float32"),
-    ]
-    pictures = [
-        ("restore.upscaler", restore.upscaler_options()),
-        ("restore.restorer", restore.restorer_options()),
-    ]
-    checks: list[Callable[[], object]] = [
-        partial(resolve_dtype, precision, device) for role, precision in networks if uses(used, role)
-    ]
-    checks += [
-        partial(dtype_of, options.get("precision", "float32"), device)
-        for role, options in pictures
-        if uses(used, role)
-    ]
-    if spandrel_is_used(recipe, used):
-        from facelock.restoration.spandrel_net import require_library
-
-        checks.append(require_library)
-    if recipe.speed.choices().compile and uses(used, "blueprint"):
-        from facelock.tuning.apply import require_compiler
-
-        checks.append(require_compiler)
-    return caught(*checks)
-
-
 class Assembly:
     """The stages of one recipe on one device: :class:`facelock.parts.Parts`."""
 
@@ -134,7 +99,7 @@ class Assembly:
         self.recipe = recipe
         self._device = resolve_device(device)
         self._perception, self._used = perception, used
-        require(recipe, used=used, commercial=commercial, also=_not_on(recipe, self._device, used))
+        require(recipe, used=used, commercial=commercial, also=not_on(recipe, self._device, used))
         self._paths = self._located()
         self._paths |= _pack_files(recipe, self._paths)
         self._require_adapters()

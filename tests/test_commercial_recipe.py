@@ -21,6 +21,7 @@ import facelock
 from facelock.assembly import Assembly
 from facelock.assets import asset_dir
 from facelock.errors import ConfigError, FaceLockError
+from facelock.footage.parts import open_parts
 from facelock.images import read_picture
 from facelock.pipeline import Pipeline
 from facelock.preflight import wanted
@@ -171,6 +172,9 @@ def test_a_real_clip_is_locked_by_its_own_weights(
     )
     verified = facelock.verify(tmp_path / "fixed.mp4", who, recipe=recipe, device="cpu")
     assert verified.frames == 3
+    named = f"opencv/yunet+{recognisers / 'mobileface_id_v2.onnx'}"
+    parts = open_parts(recipe, "cpu", packs=named, judge=str(recognisers / "arcface_mbf_y1_ms1m.onnx"))
+    assert parts.aligner == "warp" and set(parts.weights) == {"lock.model"}
     with pytest.raises(ConfigError, match=r"w600k.*does not allow commercial use"):
         facelock.verify(clip, who, recipe=recipe, device="cpu", commercial=True)
 
