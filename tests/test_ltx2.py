@@ -275,7 +275,8 @@ def test_the_guide_sees_and_edits_clean_latents(folder: Path, backbone: LTX2) ->
     assert [call[2:] for call in seen] == [(0, 2), (1, 2)]
     assert seen[0][1] == pytest.approx(1.0)
     assert 0 < seen[1][1] < 1
-    latents, _ = LTX2(folder, **SETTINGS, guide=Erase())._denoise(PROMPT, None, 1, [])
+    backbone = LTX2(folder, **SETTINGS, guide=Erase())
+    latents, _ = backbone._denoise(backbone._texts(PROMPT), None, 1, [])
     assert latents.shape == (1, 8, 3, 2, 3)
     assert latents.abs().max() < 1e-5
 
