@@ -34,6 +34,7 @@ from facelock.perception import MINIATURE, open_perception
 from facelock.pipeline import Pipeline, checked_job
 from facelock.protocols import Progress
 from facelock.recipe import Recipe, load_recipe, tuned
+from facelock.recipe.uses import REFERENCES, VERIFY
 from facelock.report import Report, build_report
 from facelock.report.explained import Watch, explained
 from facelock.runtime import resolve_device
@@ -169,7 +170,7 @@ def load_identity(
     """
     if recipe is None and is_face_file(picture):
         return stored_identity(picture, name=name, face=face)
-    pipeline = Pipeline.from_recipe(recipe or "miniature", device, commercial)
+    pipeline = Pipeline.from_recipe(recipe or "miniature", device, commercial, REFERENCES)
     return pipeline.parts.identity(picture, name=name, face=face)
 
 
@@ -274,12 +275,12 @@ def _watching(
     """The recipe's pipeline, seeing with the packs that were named, or else with those of the identities."""
     packs, judge = _recognisers(packs, judge, identity)
     if (packs or MINIATURE, judge or MINIATURE) == (MINIATURE, MINIATURE):
-        return Pipeline.from_recipe(recipe, device, commercial)
+        return Pipeline.from_recipe(recipe, device, commercial, VERIFY)
     from facelock.assembly import Assembly
 
     chosen, where = recipe if isinstance(recipe, Recipe) else load_recipe(recipe), resolve_device(device)
     seen = open_perception(packs or MINIATURE, judge, device=where, commercial=commercial)
-    return Pipeline(chosen, Assembly(chosen, str(where), commercial, seen))
+    return Pipeline(chosen, Assembly(chosen, str(where), commercial, seen, used=frozenset()))
 
 
 def _recognisers(packs: str | None, judge: str | None, identity: Any) -> tuple[str | None, str | None]:

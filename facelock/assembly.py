@@ -14,39 +14,36 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from facelock.alignment import aligner_class
 from facelock.blueprint import backbone_class
 from facelock.closed_loop import Locker
-from facelock.errors import ConfigError, DeviceError, FaceLockError, caught, together
+from facelock.errors import ConfigError, FaceLockError, together
 from facelock.faces import load_pack
 from facelock.guidance import GuidanceSettings, open_guide
 from facelock.identity import identity_from_picture
 from facelock.identity.storage import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
+from facelock.memory import memory_plan, shape_of, usable_memory
 from facelock.perception import Perception, pack_member, pack_of
-from facelock.precision import resolve_dtype
 from facelock.preflight import require
-from facelock.protocols import Backbone, FacePack, Guide, Upscaler
-from facelock.recipe import Recipe, model_names, recipe_names
+from facelock.protocols import Backbone, FacePack, FaceRestorer, Guide, Upscaler
+from facelock.recipe import Recipe, model_names
 from facelock.recipe.sections import AcceptRecipe, FacesRecipe, JudgeRecipe
+from facelock.recipe.uses import ALL, Uses, uses
 from facelock.restoration import restorer_class, upscaler_class
-from facelock.restoration.extra import SPANDREL
-from facelock.restoration.precision import dtype_of
 from facelock.restore_loop import RestoreLoop
 from facelock.runtime import resolve_device
+from facelock.suitability import not_on
 from facelock.tuning import Speed
-from facelock.tuning.footprint import Footprint, read_footprint
 from facelock.tuning.frames import frames_device
 from facelock.tuning.placement import Placement
-from facelock.tuning.plan import GIB, Plan, Shape, choose_plan, peak, plans
+from facelock.tuning.plan import Plan
 from facelock.types import Identity, Thresholds
 from facelock.weights import digest, encoder_id, locate
 
@@ -65,25 +62,6 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def _total_memory(device: torch.device) -> int:
-    """Bytes of a GPU; 0 for the CPU, whose memory is not planned."""
-    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
-
-
-def _shape(recipe: Recipe) -> Shape:
-    """What the memory plan has to know of a recipe."""
-    low = recipe.blueprint
-    return Shape(
-        low.size,
-        low.window,
-        guided=low.guidance_scale > 1,
-        precision=low.precision,
-        float8=recipe.speed.choices().quantise is not None,
-        scale=recipe.restore.scale,
-        batch=recipe.restore.batch,
-    )
-
-
 def _pack_files(recipe: Recipe, paths: Mapping[str, Path]) -> dict[str, Path]:
     """Of parts of the kind ``pack``, the detector and the recognisers that whole packs stand for."""
     roles: list[tuple[str, FacesRecipe | JudgeRecipe]] = [
@@ -94,29 +72,8 @@ def _pack_files(recipe: Recipe, paths: Mapping[str, Path]) -> dict[str, Path]:
     return {
         role: pack_member(paths[role], detector=role.endswith("detector"))
         for role, part in roles
-        if part.kind == "pack"
+        if part.kind == "pack" and role in paths
     }
-
-
-def _not_on(recipe: Recipe, device: torch.device) -> list[FaceLockError]:
-    """What of ``recipe`` cannot be on this device, and libraries that are there and cannot be imported."""
-    portraits = [part.faceid.precision for part in (recipe.lock, recipe.restore) if part.faceid]
-    restore = recipe.restore
-    options = [restore.upscaler_options(), restore.restorer_options()]
-    precisions = [recipe.blueprint.precision, *portraits]
-    checks: list[Callable[[], object]] = [
-        partial(resolve_dtype, precision, device) for precision in precisions
-    ]
-    checks += [partial(dtype_of, each.get("precision", "float32"), device) for each in options]
-    if SPANDREL & {restore.upscaler_kind, restore.restorer_kind if restore.restorer else ""}:
-        from facelock.restoration.spandrel_net import require_library
-
-        checks.append(require_library)
-    if recipe.speed.choices().compile:
-        from facelock.tuning.apply import require_compiler
-
-        checks.append(require_compiler)
-    return caught(*checks)
 
 
 class Assembly:
@@ -128,29 +85,31 @@ class Assembly:
         device: str = "auto",
         commercial: bool = False,
         perception: Perception | None = None,
+        used: Uses = ALL,
     ) -> None:
         """Hold the recipe against this machine (:mod:`facelock.preflight`), find every model and check its digest.
 
         All that is in the way is one error. ``commercial`` refuses weights whose licence does not allow commercial
-        use, or is not known. ``perception`` takes the place of the recipe's face packs. Raises ``ConfigError`` for a
+        use, or is not known. ``perception`` takes the place of the recipe's face packs. What of the recipe is not
+        ``used`` is neither asked for nor there. Raises ``ConfigError`` for a
         stage of an unknown kind, a refused weight, numbers that a checkpoint cannot do or a precision that the device
         cannot work in, ``DeviceError``, also for a recipe that does not fit into the memory it was given,
         ``ModelError``, ``EnvironmentFailure`` for a package that is missing.
         """
         self.recipe = recipe
         self._device = resolve_device(device)
-        self._perception = perception
-        require(recipe, commercial=commercial, also=_not_on(recipe, self._device))
+        self._perception, self._used = perception, used
+        require(recipe, used=used, commercial=commercial, also=not_on(recipe, self._device, used))
         self._paths = self._located()
         self._paths |= _pack_files(recipe, self._paths)
         self._require_adapters()
-        self.plan = self._memory_plan()
+        self.plan = memory_plan(recipe, self._device, self._paths.get("blueprint.model"))
 
     def _located(self) -> dict[str, Path]:
         """Role → file or folder of every model, read once for its digest; those that differ are told together."""
         found: dict[str, Path] = {}
         wrong: list[FaceLockError] = []
-        for role, name in model_names(self.recipe).items():
+        for role, name in model_names(self.recipe, self._used).items():
             try:
                 found[role] = locate(name, pickled=role in PICKLED)
             except FaceLockError as error:
@@ -162,7 +121,7 @@ class Assembly:
     def _require_adapters(self) -> None:
         """Raise ``ConfigError`` for a FaceID adapter of another recogniser, ``ModelError`` for one of another UNet."""
         for part, model in (("lock", "lock.model"), ("restore", "restore.restorer")):
-            if getattr(self.recipe, part).faceid:
+            if getattr(self.recipe, part).faceid and model in self._paths:
                 from facelock.portrait.adapter import require_encoder, require_family
 
                 if not self._perception:
@@ -178,9 +137,9 @@ class Assembly:
     @cached_property
     def frames_device(self) -> str:
         """Where frames lie between the stages: :func:`facelock.tuning.frames.frames_device`."""
-        usable = (self.recipe.memory.vram or 0) * GIB or _total_memory(self._device)
+        usable = usable_memory(self.recipe, self._device)
         speed, folder = self.recipe.speed.choices(), self._paths["blueprint.model"]
-        return frames_device(self._device, speed, folder, _shape(self.recipe), self.plan, usable)
+        return frames_device(self._device, speed, folder, shape_of(self.recipe), self.plan, usable)
 
     @cached_property
     def weights(self) -> Mapping[str, str]:
@@ -299,20 +258,26 @@ class Assembly:
         )
 
     @cached_property
+    def face_restorer(self) -> FaceRestorer | None:
+        """Stage 3's second half; None where the recipe has none."""
+        settings = self.recipe.restore
+        if not settings.restorer:
+            return None
+        return restorer_class(settings.restorer_kind)(
+            self._paths["restore.restorer"],
+            encoder=self.pack.encoder.id,
+            batch=self._batch(settings.batch),
+            device=self._device,
+            **settings.restorer_options(),
+            **self._faceid("restore"),
+            **self._shared_portrait(),
+        )
+
+    @cached_property
     def restorer(self) -> RestoreLoop:
         """Stage 3."""
-        settings, restorer = self.recipe.restore, None
-        if settings.restorer:
-            restorer = restorer_class(settings.restorer_kind)(
-                self._paths["restore.restorer"],
-                encoder=self.pack.encoder.id,
-                batch=self._batch(settings.batch),
-                device=self._device,
-                **settings.restorer_options(),
-                **self._faceid("restore"),
-                **self._shared_portrait(),
-            )
-        return RestoreLoop(self.pack, self.upscaler, restorer, **settings.loop_options())
+        options = self.recipe.restore.loop_options()
+        return RestoreLoop(self.pack, self.upscaler, self.face_restorer, **options)
 
     @cached_property
     def guide(self) -> Guide | None:
@@ -386,45 +351,21 @@ class Assembly:
             logger.warning("%s It runs as it is.", sentence)
         return {key: value for key, value in wanted.items() if key in taken}
 
-    def _memory_plan(self) -> Plan:
-        """How the recipe fits into the memory it may use, found out before anything is loaded."""
-        vram, folder = self.recipe.memory.vram, self._paths["blueprint.model"]
-        total = _total_memory(self._device)
-        if vram and total and total < 0.9 * vram * GIB:
-            raise DeviceError(
-                f"{self.device} has {total / GIB:.0f} GiB, less than --vram {vram}. Give a smaller one."
-            )
-        if not folder.is_dir() or not (vram or total):
-            return Plan()
-        found, shape, name = read_footprint(folder), _shape(self.recipe), self.recipe.name
-        if vram:
-            smaller = [other for other in recipe_names() if other == "miniature" != name]
-            plan = choose_plan(found, shape, vram=vram, recipe=name, smaller=smaller)
-        else:
-            plan = self._plan_for_card(found, shape, total / GIB)
-        logger.info("memory plan: %s", plan)
-        return plan
-
-    def _plan_for_card(self, found: Footprint, shape: Shape, gib: float) -> Plan:
-        """Nobody asked for a plan: what fits the card, or the smallest there is, since an estimate may be wrong."""
-        try:
-            return choose_plan(found, shape, vram=gib, recipe=self.recipe.name)
-        except DeviceError as error:
-            logger.warning("%s Trying all the same.", error)
-            return min(plans(), key=lambda plan: peak(found, shape, plan))
-
     def identity(self, reference: Any, *, name: str | None = None, face: int | None = None) -> Identity:
-        """Read one reference: a picture, embedded with the loop's recogniser and the judge's, or a ``.face`` file.
+        """Read one reference: a picture, or a ``.face`` file.
+
+        It is embedded with the recognisers that are used: the loop's and the judge's, or the judge's alone.
 
         Raises ``InputError`` when the picture holds no face that can be used, or the file was made for others.
         """
+        loops = self._perception is not None or uses(self._used, "faces.encoder")
+        packs = [self.pack, self.judge.pack] if loops else [self.judge.pack]
         if is_face_file(reference):
-            encoders = (self.pack.encoder.id, self.judge.encoder)
-            return stored_identity(reference, encoders, name=name, face=face)
+            return stored_identity(reference, [pack.encoder.id for pack in packs], name=name, face=face)
         limits = self.recipe.reference
         identity = identity_from_picture(
             reference,
-            [self.pack, self.judge.pack],
+            packs,
             name=name,
             face=face,
             minimum_face=limits.minimum_face,

@@ -34,6 +34,7 @@ from facelock.parts import Parts
 from facelock.preflight import require_features
 from facelock.protocols import Progress
 from facelock.recipe import Recipe, load_recipe
+from facelock.recipe.uses import ALL, Uses
 from facelock.recipe.words import backbone_prompt, crowd_warnings, vocabulary_warnings
 from facelock.runtime import derive_seed
 from facelock.sound import extended, fitted
@@ -84,9 +85,15 @@ class Pipeline:
 
     @classmethod
     def from_recipe(
-        cls, recipe: str | Path | Recipe = "miniature", device: str = "auto", commercial: bool = False
+        cls,
+        recipe: str | Path | Recipe = "miniature",
+        device: str = "auto",
+        commercial: bool = False,
+        used: Uses = ALL,
     ) -> Pipeline:
         """Build the pipeline that a recipe describes; ``device`` is auto, cpu, cuda or cuda:N.
+
+        Of the recipe only what is ``used`` (:mod:`facelock.recipe.uses`) is asked for and can be worked with.
 
         Models are looked up and checked now and loaded when first needed; ``commercial`` refuses those whose
         licence does not allow commercial use. Raises ``ConfigError``, ``ModelError``, ``DeviceError``.
@@ -94,7 +101,7 @@ class Pipeline:
         from facelock.assembly import Assembly
 
         recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-        return cls(recipe, Assembly(recipe, device, commercial))
+        return cls(recipe, Assembly(recipe, device, commercial, used=used))
 
     @cached_property
     def home(self) -> Home:

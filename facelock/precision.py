@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -27,12 +28,30 @@ def resolve_dtype(precision: str, device: torch.device | str) -> torch.dtype:
 
 @contextmanager
 def in_float32(network: torch.nn.Module) -> Iterator[None]:
-    """Hold all parameters in float32 for a while; each returns to its own type without loss."""
+    """Hold all parameters in float32 for a while, and read what the network is given in it; each parameter returns to
+    its own type without loss."""
     kept = [(parameter, parameter.dtype) for parameter in network.parameters()]
-    for parameter, _ in kept:
-        parameter.data = parameter.data.float()
+    hook = network.register_forward_pre_hook(_inputs_in_float32, with_kwargs=True)
     try:
+        for parameter, _ in kept:
+            parameter.data = parameter.data.float()
         yield
     finally:
+        hook.remove()
         for parameter, dtype in kept:
             parameter.data = parameter.data.to(dtype)
+
+
+def _inputs_in_float32(_: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return _as_float32(args), _as_float32(kwargs)
+
+
+def _as_float32(given: Any) -> Any:
+    """``given`` with every floating tensor in it, however deep, in float32."""
+    if isinstance(given, torch.Tensor):
+        return given.float() if given.is_floating_point() else given
+    if type(given) in (list, tuple):
+        return type(given)(_as_float32(each) for each in given)
+    if type(given) is dict:
+        return {key: _as_float32(each) for key, each in given.items()}
+    return given

@@ -5,10 +5,12 @@
     require(load_recipe("skyreels-v2-1.3b"))       # raises one error that lists everything
     for error in lacking(recipe):                  # what `facelock doctor` shows
         print(error)
+    require(recipe, used=VERIFY)                   # of a command that uses some of it: facelock.recipe.uses
 
 Looks at names, file headers and configurations: weights that are missing, files that are not what the recipe says,
 packages that are not installed, numbers that the checkpoint cannot do. The rules themselves stand beside the stages
-(``fits`` and ``formats`` modules), which hold what they load against them once more. Knows nothing of torch.
+(``fits`` and ``formats`` modules), which hold what they load against them once more. Knows nothing of torch, which is
+imported for the sizes in a ``.pth`` alone.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from facelock.errors import ConfigError, FaceLockError, ModelError, caught, toge
 from facelock.nets.taehv_layout import read_shape
 from facelock.portrait import fits as portrait_fits
 from facelock.recipe import Recipe, load_recipe, model_names, recipe_names
+from facelock.recipe.uses import ALL, Uses, uses
 from facelock.restoration import RESTORERS, UPSCALERS, restorer_class, upscaler_class
 from facelock.restoration import formats as restoration_formats
 from facelock.restoration.extra import SPANDREL, lacking_extra
@@ -55,20 +58,24 @@ def wanted(names: Sequence[str], recipe: str | Path | None = None, *, only: bool
     return list(dict.fromkeys(found))
 
 
-def require(recipe: Recipe, *, commercial: bool = False, also: Sequence[FaceLockError] = ()) -> None:
+def require(
+    recipe: Recipe, *, used: Uses = ALL, commercial: bool = False, also: Sequence[FaceLockError] = ()
+) -> None:
     """Raise what :func:`lacking` finds and what was found ``also``, as one error (:func:`facelock.errors.together`)."""
-    found = [*lacking(recipe, commercial=commercial), *also]
+    found = [*lacking(recipe, used=used, commercial=commercial), *also]
     if found:
         raise together(f"The recipe {recipe.name} cannot run here", found)
 
 
-def lacking(recipe: Recipe, *, commercial: bool = False, weights: bool = True) -> list[FaceLockError]:
-    """Everything that is in the way of ``recipe``, whichever stage it belongs to; empty: nothing that can be told.
+def lacking(
+    recipe: Recipe, *, used: Uses = ALL, commercial: bool = False, weights: bool = True
+) -> list[FaceLockError]:
+    """Everything that is in the way of what is ``used`` of ``recipe``; empty: nothing that can be told.
 
     ``commercial`` refuses weights whose licence does not allow commercial use; without ``weights`` those that are
     missing are not told, but for names that mean nothing, since somebody else does.
     """
-    names, found = model_names(recipe), list(_kinds(recipe))
+    names, found = model_names(recipe, used), list(_kinds(recipe, used))
     refused = caught(lambda: require_commercial(names.values())) if commercial else []
     found += refused
     paths = {role: path for role, name in names.items() if (path := place(name)) is not None}
@@ -76,39 +83,39 @@ def lacking(recipe: Recipe, *, commercial: bool = False, weights: bool = True) -
     if weights and not refused:  # what is refused need not be fetched
         found += caught(lambda: require_here(names.values()))
     for check in CHECKS:
-        found += check(recipe, paths)
+        found += check(recipe, paths, used)
     return found
 
 
-def _kinds(recipe: Recipe) -> Found:
+def _kinds(recipe: Recipe, used: Uses) -> Found:
     """Stages of a kind that is not known; imports none of them."""
     restore = recipe.restore
-    kinds: list[tuple[str, Collection[str], Callable[[str], Any]]] = [
-        (recipe.blueprint.kind, BACKBONES, backbone_class),
-        (recipe.lock.kind, ALIGNERS, aligner_class),
-        (restore.upscaler_kind, UPSCALERS, upscaler_class),
-        (restore.restorer_kind, RESTORERS, restorer_class),
+    kinds: list[tuple[str, str, Collection[str], Callable[[str], Any]]] = [
+        ("blueprint", recipe.blueprint.kind, BACKBONES, backbone_class),
+        ("lock", recipe.lock.kind, ALIGNERS, aligner_class),
+        ("restore.upscaler", restore.upscaler_kind, UPSCALERS, upscaler_class),
+        ("restore.restorer", restore.restorer_kind, RESTORERS, restorer_class),
     ]
-    for kind, known, find in kinds:
-        if kind not in known:
+    for role, kind, known, find in kinds:
+        if kind not in known and uses(used, role):
             yield from caught(partial(find, kind))
 
 
-def _packages(recipe: Recipe, paths: Paths) -> Found:
+def _speed(recipe: Recipe, paths: Paths, used: Uses) -> Found:
+    """Of the blueprint: its choices leave the other stages as they are."""
+    if not uses(used, "blueprint"):
+        return
     speed = recipe.speed.choices()
     yield from lacking_packages(speed)
     if speed.cache:
         control = recipe.blueprint.kind == "wan_vace"
         misfit = cache_misfit(speed.cache, control=control, steps=recipe.blueprint.steps)
         yield from [misfit] if misfit else []
-    restore = recipe.restore
-    if SPANDREL & {restore.upscaler_kind, restore.restorer_kind if restore.restorer else ""}:
-        error = lacking_extra()
-        if error:
-            yield error
 
 
-def _blueprint(recipe: Recipe, paths: Paths) -> Found:
+def _blueprint(recipe: Recipe, paths: Paths, used: Uses) -> Found:
+    if not uses(used, "blueprint"):
+        return
     low, folder = recipe.blueprint, paths.get("blueprint.model")
     configs: dict[str, fits.Config] = {}
     if folder and low.kind in fits.PIPELINES:
@@ -152,7 +159,7 @@ def _decoder(kind: str, path: Path, configs: fits.Configs) -> Found:
         )
 
 
-def _aligner(recipe: Recipe, paths: Paths) -> Found:
+def _aligner(recipe: Recipe, paths: Paths, used: Uses) -> Found:
     model, encoder = paths.get("lock.model"), paths.get("faces.encoder")
     if recipe.lock.kind == "inswapper" and model:
         wrong = caught(lambda: alignment_formats.require_inswapper(model))
@@ -164,25 +171,42 @@ def _aligner(recipe: Recipe, paths: Paths) -> Found:
         yield from portrait_fits.checked(model, mask=faceid.mask, size=faceid.size)
 
 
-def _restorer(recipe: Recipe, paths: Paths) -> Found:
+def spandrel_is_used(recipe: Recipe, used: Uses) -> bool:
+    """Whether a stage that is ``used`` is one of spandrel's (extra ``sr``)."""
+    restore = recipe.restore
+    enlarges = restore.upscaler_kind in SPANDREL and uses(used, "restore.upscaler")
+    restores = restore.restorer_kind in SPANDREL and bool(restore.restorer)
+    return enlarges or (restores and uses(used, "restore.restorer"))
+
+
+def _restorer(recipe: Recipe, paths: Paths, used: Uses) -> Found:
+    missing = lacking_extra() if spandrel_is_used(recipe, used) else None
+    yield from [missing] if missing else []
     restore, upscaler, model = recipe.restore, paths.get("restore.upscaler"), paths.get("restore.restorer")
-    if restore.upscaler_kind == "onnx_upscaler" and upscaler:
-        yield from caught(lambda: restoration_formats.require_upscaler(upscaler))
+    kind, scale = restore.upscaler_kind, restore.scale
+    if upscaler and kind in UPSCALERS:
+        yield from caught(lambda: restoration_formats.require_upscaler(upscaler, kind, scale))
     if restore.restorer_kind == "onnx_restorer" and model:
         yield from caught(lambda: restoration_formats.require_restorer(model))
     if restore.restorer_kind == "faceid_restorer" and restore.faceid and model:
         yield from portrait_fits.checked(model, mask=restore.faceid.mask, size=restore.faceid.size)
 
 
-def _encoder(recipe: Recipe, paths: Paths) -> Found:
+def _encoder(recipe: Recipe, paths: Paths, used: Uses) -> Found:
     """A hardware encoder is tried; the software one when a clip is begun."""
-    if recipe.encode.encoder != "x264":
+    if recipe.encode.encoder != "x264" and uses(used, "encode"):
         from facelock.video.encoders import require_encoder
 
         yield from caught(lambda: require_encoder(recipe.encode.encoder))
 
 
-CHECKS: tuple[Callable[[Recipe, Paths], Found], ...] = (_packages, _blueprint, _aligner, _restorer, _encoder)
+CHECKS: tuple[Callable[[Recipe, Paths, Uses], Found], ...] = (
+    _speed,
+    _blueprint,
+    _aligner,
+    _restorer,
+    _encoder,
+)
 """What is looked at besides the weights' names, stage by stage."""
 
 

@@ -24,7 +24,7 @@ def toy(monkeypatch):
     toys.write_plainly(monkeypatch.setattr)
     parts = toys.Parts()
 
-    def from_recipe(recipe="miniature", device="auto", commercial=False):
+    def from_recipe(recipe="miniature", device="auto", commercial=False, used=None):
         return toys.pipeline(parts)
 
     monkeypatch.setattr("facelock.pipeline.Pipeline.from_recipe", from_recipe)

@@ -33,7 +33,7 @@ LEVELS = [
     {"closed_loop", "share_search", "restore_loop", "portrait", "blueprint", "alignment", "restoration"},
     {"guidance"},
     {"recipe", "job", "report"},
-    {"journal", "parts", "steps", "output", "preflight", "assembly"},
+    {"journal", "parts", "steps", "output", "preflight", "memory", "suitability", "assembly"},
     {"pipeline", "overlap", "making", "clip", "footage"},
     {"storyboard", "storyboards"},
     {"doctor"},

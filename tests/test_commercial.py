@@ -114,7 +114,8 @@ def test_a_recipe_is_refused_before_anything_is_looked_for(tmp_path, nothing_loa
         pipeline.Pipeline.from_recipe(recipe, "cpu", True)
     with pytest.raises(ConfigError, match="insightface/inswapper_128 does not allow"):
         facelock.generate("a woman", "maria.png", seconds=1, recipe=recipe, commercial=True)
-    with pytest.raises(ConfigError, match="insightface/inswapper_128 does not allow"):
+    recipe = load_recipe(recipe_with(tmp_path, judge="insightface/antelopev2"))
+    with pytest.raises(ConfigError, match="insightface/antelopev2 does not allow"):
         facelock.load_identity("maria.png", recipe=recipe, commercial=True)
 
 

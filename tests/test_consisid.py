@@ -20,9 +20,12 @@ from facelock.blueprint import backbone_class, refuse_continuation
 from facelock.blueprint.checkpoint import Checkpoint
 from facelock.blueprint.consisid import ConsisID
 from facelock.blueprint.consisid_features import FeatureFolder, Features
-from facelock.errors import ConfigError, DeviceError, FaceLockError, InputError, ModelError
+from facelock.errors import ConfigError, DeviceError, FaceLockError, InputError, ModelError, NotFiniteError
 from facelock.protocols import Backbone, SpeakingBackbone
 from facelock.recipe import load_recipe
+from facelock.tuning import Speed
+from facelock.tuning.placement import Placement
+from facelock.tuning.plan import Plan
 from facelock.video.writing import count_frames
 
 PROMPT, SIZE = "a woman talks", (32, 48)
@@ -185,6 +188,40 @@ def test_not_finite_latents_are_one_sentence(backbone: ConsisID, monkeypatch, st
     monkeypatch.setattr(transformer, "forward", broken)
     with pytest.raises(FaceLockError, match=f"not finite after denoising step {step} of 3"):
         backbone.extend(PROMPT, None, seed=1, references=[maria()])
+
+
+def test_not_finite_latents_are_tried_once_more_in_float32(
+    folder: Path, known: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = ConsisID(folder, **SETTINGS, precision="bfloat16", features=known)
+    before = {name: p.dtype for name, p in backbone.modules["transformer"].named_parameters()}
+    seen = tiny_a2.poisoned(backbone, monkeypatch, {1})
+    with caplog.at_level(logging.WARNING):
+        frames = backbone.extend(PROMPT, None, seed=1, references=[maria()])
+    steps = backbone.steps
+    assert seen == [torch.bfloat16] * 2 + [torch.float32] * steps
+    assert f"step 2 of {steps}" in caplog.text and "once more in float32" in caplog.text
+    assert torch.isfinite(frames).all() and frames.dtype == torch.float32
+    assert {name: p.dtype for name, p in backbone.modules["transformer"].named_parameters()} == before
+    assert not backbone.modules["transformer"]._forward_pre_hooks
+    whole = ConsisID(folder, **SETTINGS, features=known)
+    assert float((frames - whole.extend(PROMPT, None, seed=1, references=[maria()])).abs().mean()) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("bound", "calls"), [(False, [torch.bfloat16, torch.float32]), (True, [torch.bfloat16])]
+)
+def test_latents_that_stay_not_finite_are_one_sentence(
+    folder: Path, known: Path, monkeypatch: pytest.MonkeyPatch, bound: bool, calls: list[torch.dtype]
+) -> None:
+    plan = Plan(groups=1) if bound else Plan()
+    place = Placement(torch.device("cpu"), Speed(), plan, steps=SETTINGS["steps"])
+    backbone = ConsisID(folder, **SETTINGS, precision="bfloat16", features=known, place=place)
+    seen = tiny_a2.poisoned(backbone, monkeypatch, range(99))
+    with pytest.raises(NotFiniteError, match=r"not finite after denoising step 1 of") as caught:
+        backbone.extend(PROMPT, None, seed=1, references=[maria()])
+    assert seen == calls and len(str(caught.value).splitlines()) == 1
+    assert ("was not tried again in float32, because the memory plan" in str(caught.value)) == bound
 
 
 def test_out_of_memory_is_one_sentence_and_a_full_decoder_tiles(

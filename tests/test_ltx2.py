@@ -39,10 +39,14 @@ from facelock.errors import (
     InputError,
     InterruptedRunError,
     ModelError,
+    NotFiniteError,
 )
 from facelock.pipeline import Pipeline
 from facelock.protocols import Guide, SpeakingBackbone
 from facelock.recipe import Recipe, load_recipe
+from facelock.tuning import Speed
+from facelock.tuning.placement import Placement
+from facelock.tuning.plan import Plan
 from facelock.video.writing import count_frames, probe
 
 PROMPT = "a woman talks"
@@ -271,7 +275,8 @@ def test_the_guide_sees_and_edits_clean_latents(folder: Path, backbone: LTX2) ->
     assert [call[2:] for call in seen] == [(0, 2), (1, 2)]
     assert seen[0][1] == pytest.approx(1.0)
     assert 0 < seen[1][1] < 1
-    latents, _ = LTX2(folder, **SETTINGS, guide=Erase())._denoise(PROMPT, None, 1, [])
+    backbone = LTX2(folder, **SETTINGS, guide=Erase())
+    latents, _ = backbone._denoise(backbone._texts(PROMPT), None, 1, [])
     assert latents.shape == (1, 8, 3, 2, 3)
     assert latents.abs().max() < 1e-5
 
@@ -374,6 +379,40 @@ def test_not_finite_latents_are_one_sentence_and_keep_what_is_made(
         spine(backbone).save(tmp_path / "clip.mp4")
     assert "\n" not in str(caught.value)
     assert (tmp_path / "clip.mp4.partial" / "00000.json").exists()
+
+
+def test_not_finite_latents_are_tried_once_more_in_float32(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = LTX2(folder, **SETTINGS, precision="bfloat16")
+    before = {name: p.dtype for name, p in backbone.modules["transformer"].named_parameters()}
+    seen = tiny_a2.poisoned(backbone, monkeypatch, {1})
+    with caplog.at_level(logging.WARNING):
+        frames = backbone.extend(PROMPT, past(), seed=1)
+    steps = backbone.steps
+    assert seen == [torch.bfloat16] * 2 + [torch.float32] * steps
+    assert f"step 2 of {steps}" in caplog.text and "once more in float32" in caplog.text
+    assert torch.isfinite(frames).all() and frames.dtype == torch.float32
+    assert {name: p.dtype for name, p in backbone.modules["transformer"].named_parameters()} == before
+    assert not backbone.modules["transformer"]._forward_pre_hooks
+    whole = LTX2(folder, **SETTINGS)
+    assert float((frames - whole.extend(PROMPT, past(), seed=1)).abs().mean()) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("bound", "calls"), [(False, [torch.bfloat16, torch.float32]), (True, [torch.bfloat16])]
+)
+def test_latents_that_stay_not_finite_are_one_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, bound: bool, calls: list[torch.dtype]
+) -> None:
+    plan = Plan(groups=1) if bound else Plan()
+    place = Placement(torch.device("cpu"), Speed(), plan, steps=SETTINGS["steps"])
+    backbone = LTX2(folder, **SETTINGS, precision="bfloat16", place=place)
+    seen = tiny_a2.poisoned(backbone, monkeypatch, range(99))
+    with pytest.raises(NotFiniteError, match=r"not finite after denoising step 1 of") as caught:
+        backbone.extend(PROMPT, None, seed=1)
+    assert seen == calls and len(str(caught.value).splitlines()) == 1
+    assert ("was not tried again in float32, because the memory plan" in str(caught.value)) == bound
 
 
 @pytest.mark.parametrize("part", ["vae", "vocoder"])

@@ -11,7 +11,10 @@ import pytest
 import tiny_a2
 import tiny_guidance
 import tiny_portrait
+import tiny_restore
 import tiny_wan
+import torch
+from real import ASSETS, needs_assets
 from test_inswapper import swapper
 from test_restoration import enlarger
 
@@ -26,6 +29,8 @@ from facelock.errors import ConfigError, EnvironmentFailure, FaceLockError, Inpu
 from facelock.geometry import INSWAPPER128
 from facelock.preflight import lacking
 from facelock.recipe import load_recipe
+from facelock.restoration import formats as restoration_formats
+from facelock.restoration.onnx_upscaler import OnnxUpscaler
 from facelock.storyboard import Storyboard
 from facelock.weights import locate
 
@@ -134,13 +139,15 @@ def test_generate_lock_storyboard_and_doctor_say_the_same(
     )
     for begin in (
         lambda: facelock.generate("a woman", MARIA, seconds=1, recipe=wrong, device="cpu"),
-        lambda: facelock.lock(clip, MARIA, recipe=wrong, device="cpu"),
-        lambda: facelock.lock(clip, MARIA, recipe=wrong, device="cpu", packs="opencv:yunet+sface"),
         lambda: facelock.render(board, tmp_path / "film", device="cpu"),
     ):
         with pytest.raises(ConfigError) as caught:
             begin()
         assert all(words in str(caught.value) for words in TOLD), caught.value
+    with pytest.raises(ConfigError) as caught:
+        facelock.lock(clip, MARIA, recipe=wrong, device="cpu")
+    told = [words for words in TOLD if words in str(caught.value)]
+    assert told == [words for words in TOLD if "inswapper-format" in words or "restoror" in words]
     assert not (tmp_path / "film").exists()
     (needs,) = needs_of([str(wrong)])
     assert all(any(words in sentence for sentence in needs.mistakes) for words in TOLD)
@@ -205,6 +212,68 @@ def test_what_does_not_fit_the_miniature(tmp_path: Path, change: tuple[str, str]
     told = sentences(recipe_file(tmp_path, change))
     assert any(words in sentence for sentence in told), told
     assert all(len(sentence.splitlines()) == 1 and sentence.endswith(".") for sentence in told)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("up.onnx", "onnx_upscaler"),
+        ("up.pth", "compact_upscaler"),
+        ("up.safetensors", "compact_upscaler"),
+        ("up.pth", "spandrel_upscaler"),
+    ],
+)
+def test_an_upscaler_of_another_scale(name: str, kind: str, tmp_path: Path) -> None:
+    """Told by the file's header, whatever the format; the recipe of the right scale is none."""
+    make = enlarger if name.endswith("onnx") else tiny_restore.srvgg
+    make(tmp_path / name, scale=2)
+    changes = (('upscaler = "miniature/upscaler"', f'upscaler = "{name}"'), ("onnx_upscaler", kind))
+    (told,) = [text for text in sentences(recipe_file(tmp_path, *changes)) if "spandrel" not in text]
+    assert f"{name}: enlarges 2×, not 4×. Give scale = 2 in [restore], or another upscaler." in told
+    right = (*changes, ("\nscale = 4", "\nscale = 2"))
+    assert not [text for text in sentences(recipe_file(tmp_path, *right)) if "enlarges" in text]
+
+
+def test_a_file_that_is_no_compact_upscaler(tmp_path: Path) -> None:
+    tiny_guidance.tiny_decoder(tmp_path / "other.safetensors", channels=12)
+    (tmp_path / "bad.pth").write_bytes(b"whatever")
+    for name, words in (
+        ("other.safetensors", "not a compact upscaler (it has no body"),
+        ("bad.pth", "not a readable"),
+    ):
+        changes = (
+            ('upscaler = "miniature/upscaler"', f'upscaler = "{name}"'),
+            ("onnx_upscaler", "compact_upscaler"),
+        )
+        (told,) = sentences(recipe_file(tmp_path, *changes))
+        assert f"{name}: " in told and words in told
+
+
+def test_a_network_whose_sizes_are_not_written_in_it(tmp_path: Path) -> None:
+    """Then its first picture tells."""
+    path = enlarger(tmp_path / "up.onnx", 2, computed=True)
+    restoration_formats.require_upscaler(path, "onnx_upscaler", 4)
+    with pytest.raises(ModelError, match=r"up\.onnx: enlarges 2×, not 4×\. Give scale = 2"):
+        OnnxUpscaler(path, scale=4).upscale(torch.rand(1, 3, 8, 8))
+    restoration_formats.require_upscaler(locate("miniature/upscaler"), "onnx_upscaler", 4)
+    with pytest.raises(ModelError, match="enlarges 4×, not 3×"):
+        restoration_formats.require_upscaler(locate("miniature/upscaler"), "onnx_upscaler", 3)
+
+
+@needs_assets
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("RealESRGAN_General_x4_v3.pth", "compact_upscaler"),
+        ("realesr-animevideov3-x4.pth", "spandrel_upscaler"),
+        ("realesr-animevideov3-x4.onnx", "onnx_upscaler"),
+    ],
+)
+def test_published_upscalers_tell_their_scale(name: str, kind: str) -> None:
+    path = ASSETS / "sr" / name
+    restoration_formats.require_upscaler(path, kind, 4)
+    with pytest.raises(ModelError, match="enlarges 4×, not 2×"):
+        restoration_formats.require_upscaler(path, kind, 2)
 
 
 def test_shipped_recipes_lack_nothing_but_weights_and_features(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from facelock.restoration.onnx_restorer import OnnxRestorer
 from facelock.restoration.onnx_upscaler import OnnxUpscaler
 
 
-def enlarger(path, scale, batch="n", gain=1.5):
-    """Nearest neighbour, brighter than white."""
+def enlarger(path, scale, batch="n", gain=1.5, computed=False):
+    """Nearest neighbour, brighter than white; how much larger is written in it, or ``computed`` from the picture."""
     weights = [
         numpy_helper.from_array(np.array([1, 1, scale, scale], np.float32), "scales"),
         numpy_helper.from_array(np.array(gain, np.float32), "gain"),
@@ -25,6 +25,14 @@ def enlarger(path, scale, batch="n", gain=1.5):
         helper.make_node("Resize", ["input", "", "scales"], ["large"], mode="nearest"),
         helper.make_node("Mul", ["large", "gain"], ["output"]),
     ]
+    if computed:
+        weights.append(numpy_helper.from_array(np.array(0, np.float32), "none"))
+        nodes[0].input[2] = "sum"
+        nodes[:0] = [
+            helper.make_node("ReduceMax", ["input"], ["brightest"], keepdims=0),
+            helper.make_node("Mul", ["brightest", "none"], ["zero"]),
+            helper.make_node("Add", ["scales", "zero"], ["sum"]),
+        ]
     graph = helper.make_graph(
         nodes,
         "sr",

@@ -309,10 +309,11 @@ def test_latents_that_stay_not_finite_are_an_error_naming_the_step(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backbone = SkyReelsV2(folder, **SETTINGS)
-    poison(backbone, monkeypatch, calls=range(1, 100))
-    with pytest.raises(FaceLockError, match="step 1 of 4") as caught:
+    seen = poison(backbone, monkeypatch, calls=range(1, 100))
+    with pytest.raises(FaceLockError, match="step 2 of 4") as caught:
         backbone.extend(PROMPT, None, seed=0)
     assert caught.value.exit_code == 1
+    assert len(seen) == 2  # in float32 already: another try would give the same
 
 
 def test_out_of_memory_falls_back_to_two_passes_then_says_so(

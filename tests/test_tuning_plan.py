@@ -125,7 +125,7 @@ def test_vram_takes_the_sizes_that_have_a_plan() -> None:
 def test_a_card_smaller_than_its_plan_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     from facelock.assembly import Assembly
 
-    monkeypatch.setattr("facelock.assembly._total_memory", lambda _: 12 * GIB)
+    monkeypatch.setattr("facelock.memory.total_memory", lambda _: 12 * GIB)
     with pytest.raises(DeviceError, match=r"12 GiB, less than --vram 24"):
         Assembly(tuned(load_recipe(), vram=24), "cpu")
     assert Assembly(load_recipe(), "cpu").plan == Plan()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
@@ -148,3 +152,19 @@ def consisid_features(seed: int = 1) -> dict[str, torch.Tensor]:
     hidden = {f"id_vit_hidden.{index}": torch.randn(1, 5, 16, generator=draw) for index in range(5)}
     picture = torch.randint(0, 256, (3, 40, 40), generator=draw, dtype=torch.uint8)
     return {"id_cond": torch.randn(1, 24, generator=draw), "picture": picture, **hidden}
+
+
+def poisoned(backbone: Any, monkeypatch: pytest.MonkeyPatch, bad: Collection[int]) -> list[torch.dtype]:
+    """The transformer gives NaN in its calls numbered ``bad``; returns the type of weights at every call."""
+    transformer, seen = backbone.modules["transformer"], []
+    forward = transformer.forward
+
+    def broken(**inputs: Any) -> Any:
+        seen.append(next(transformer.parameters()).dtype)
+        assert all(p.dtype == seen[-1] for p in transformer.parameters())
+        found = forward(**inputs)
+        first = found[0] * (math.nan if len(seen) - 1 in bad else 1)
+        return (first, *found[1:])
+
+    monkeypatch.setattr(transformer, "forward", broken)
+    return seen

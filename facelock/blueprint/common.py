@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import html
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import ftfy
 import torch
 from torch import Tensor
 
 from facelock.errors import InputError, NotFiniteError
+from facelock.precision import in_float32
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def check_context(context: Tensor | None, frames: int, size: tuple[int, int]) -> None:
@@ -46,6 +50,28 @@ def decoded(vae: Any, decode: Callable[[], Tensor]) -> Tensor:
     if not torch.isfinite(video).all():
         raise NotFiniteError("The blueprint's VAE gave values that are not finite. Try another seed.")
     return (video[0].transpose(0, 1).float() / 2 + 0.5).clamp(0, 1)
+
+
+def denoised(denoise: Callable[[], T], networks: Mapping[str, torch.nn.Module], bound: str = "") -> T:
+    """What ``denoise`` gives; where its latents stop being finite, once more with the transformers in float32.
+
+    It must be a function of its arguments alone, so that the second try begins as the first did. ``bound`` says why the
+    weights cannot be held in another type; then, and where they are in float32 already, the first error is the last.
+    Raises ``NotFiniteError``.
+    """
+    transformers = [network for name, network in networks.items() if name.startswith("transformer")]
+    try:
+        return denoise()
+    except NotFiniteError as error:
+        if bound:
+            raise NotFiniteError(f"{error} It was not tried again in float32, because {bound}.") from error
+        if all(p.dtype == torch.float32 for network in transformers for p in network.parameters()):
+            raise
+        logger.warning("%s Trying this chunk once more in float32.", error)
+    with ExitStack() as stack:
+        for network in transformers:
+            stack.enter_context(in_float32(network))
+        return denoise()
 
 
 def _if_it_fits(decode: Callable[[], Tensor]) -> Tensor | None:

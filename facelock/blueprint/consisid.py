@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import T5EncoderModel
 
 from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
-from facelock.blueprint.common import clean_text, decoded
+from facelock.blueprint.common import clean_text, decoded, denoised
 from facelock.blueprint.consisid_features import FeatureFolder, Features, FeatureSource
 from facelock.blueprint.fits import Asked
 from facelock.blueprint.published import sampler, watched
@@ -109,7 +109,7 @@ class ConsisID:
         self.features = _source(features)
         self.modules: Mapping[str, torch.nn.Module] = parts.networks
         """The loaded networks by name: ``text_encoder``, ``transformer``, ``vae``."""
-        self._scheduler = parts.scheduler
+        self._scheduler, self._bound = parts.scheduler, str(getattr(place, "bound", ""))
         self._pipe = sampler(ConsisIDPipeline, parts, self.device)
 
     @property
@@ -129,7 +129,7 @@ class ConsisID:
 
         The same arguments give the same bytes on the same device. Raises ``InputError`` for a context, and where
         nobody or nobody known is referred to, ``DeviceError`` when memory runs out, and ``NotFiniteError`` where
-        latents or frames stopped being finite.
+        latents or frames stopped being finite, latents also in float32 if that can be tried.
         """
         if context is not None:
             raise InputError(
@@ -138,7 +138,7 @@ class ConsisID:
             )
         face = self._face(references)
         with torch.no_grad(), device_errors(str(self.device)):
-            latents = self._denoise(prompt, face, seed)
+            latents = denoised(lambda: self._denoise(prompt, face, seed), self.modules, self._bound)
             frames = decoded(self._pipe.vae, lambda: self._pipe.decode_latents(latents))
             return frames[: self.window].contiguous()
 

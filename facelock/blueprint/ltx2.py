@@ -47,7 +47,7 @@ from torch.nn import functional
 from transformers import Gemma3ForConditionalGeneration
 
 from facelock.blueprint.checkpoint import Checkpoint, Layout, Place, device_errors, load_checkpoint
-from facelock.blueprint.common import check_context, clean_text, decoded
+from facelock.blueprint.common import check_context, clean_text, decoded, denoised
 from facelock.blueprint.fits import Asked
 from facelock.blueprint.published import sampler, watched
 from facelock.blueprint.x0_edit import guided
@@ -155,6 +155,7 @@ class LTX2:
             Path(folder), LAYOUT, device=self.device, dtype=dtype, asked=asked, place=place
         )
         parts.require_fit(LAYOUT.kind, folder, asked)
+        self._bound: str = getattr(place, "bound", "")
         self._open(parts)
 
     def _open(self, parts: Checkpoint) -> None:
@@ -194,21 +195,25 @@ class LTX2:
         The same arguments give the same bytes on the same device.
 
         Raises ``InputError`` for a context of another shape, ``DeviceError`` when memory runs out, and
-        ``NotFiniteError`` where latents, pictures or sound stopped being finite.
+        ``NotFiniteError`` where latents, pictures or sound stopped being finite, latents also in float32 if that can be
+        tried.
         """
         check_context(context, self.context, self.size)
         known = 0 if context is None else self.context
         if self.guide is not None:
             self.guide.begin(references)
         with torch.no_grad(), device_errors(str(self.device)):
-            latents, heard = self._denoise(prompt, context, seed, self._pictures(references))
+            texts, pictures = self._texts(prompt), self._pictures(references)
+            latents, heard = denoised(
+                lambda: self._denoise(texts, context, seed, pictures), self.modules, self._bound
+            )
             frames = self._decode(latents)[known : self.window]
             return frames.contiguous(), self._sound(self._voice(heard), known)
 
     # ------------------------------------------------------------------ denoising
 
     def _denoise(
-        self, prompt: str, context: Tensor | None, seed: int, pictures: list[Any]
+        self, texts: Mapping[str, Tensor], context: Tensor | None, seed: int, pictures: list[Any]
     ) -> tuple[Tensor, Tensor]:
         """Clean latents of one window: (1, z, F, h, w) of the pictures, (1, c, l, m) of the sound."""
         pipe, height, width = self._pipe, *self.size
@@ -231,7 +236,7 @@ class LTX2:
             use_cross_timestep=bool(pipe.transformer.prompt_modulation),  # LTX-2.3's, which LTX-2.0 has not
             output_type="latent",
             callback_on_step_end=watched(self.steps, self.on_step),
-            **self._texts(prompt),
+            **texts,
             **self._scales,
         )
         return made.frames, made.audio

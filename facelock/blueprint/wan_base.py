@@ -20,7 +20,6 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,12 +27,12 @@ import torch
 from torch import Tensor
 
 from facelock.blueprint.checkpoint import Checkpoint, Layout, Place, device_errors, load_checkpoint
-from facelock.blueprint.common import check_context, clean_text, decoded
+from facelock.blueprint.common import check_context, clean_text, decoded, denoised
 from facelock.blueprint.fits import Asked, wan_scales
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
 from facelock.blueprint.x0_edit import steered
 from facelock.errors import ModelError, NotFiniteError
-from facelock.precision import in_float32, resolve_dtype
+from facelock.precision import resolve_dtype
 from facelock.protocols import Guide
 from facelock.types import Identity
 
@@ -154,7 +153,8 @@ class WanBackbone:
             self.guide.begin(references)
         with torch.no_grad(), device_errors(str(self.device)):
             past = self._condition(context, references)
-            latents = self._sample(self._texts(prompt), past, seed)
+            texts = self._texts(prompt)
+            latents = denoised(lambda: self._denoise(texts, past, seed), self.modules, self._bound)
             frames = self._decode(latents)
         return self._new(frames, context).contiguous()
 
@@ -199,22 +199,6 @@ class WanBackbone:
         return type(scheduler).from_config(scheduler.config, **{key: flow_shift})
 
     # ------------------------------------------------------------------ denoising
-
-    def _sample(self, texts: Any, past: Any, seed: int) -> Tensor:
-        """Denoise one window; when a step is not finite, once more in float32, unless the weights are bound."""
-        try:
-            return self._denoise(texts, past, seed)
-        except NotFiniteError as error:
-            if self._bound:
-                raise NotFiniteError(
-                    f"{error} It was not tried again in float32, because {self._bound}."
-                ) from error
-            logger.warning("%s Trying this chunk once more in float32.", error)
-        with ExitStack() as stack:
-            for name, network in self.modules.items():
-                if name.startswith("transformer"):
-                    stack.enter_context(in_float32(network))
-            return self._denoise(texts, past, seed)
 
     def _noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Drawn on the CPU, so that a seed means the same on every device."""

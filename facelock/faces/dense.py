@@ -206,13 +206,17 @@ class InsightFaceReader(_Views):
         return with_forehead(points)
 
 
+def landmarks() -> str:
+    """The reader that is taken where none is named: ``$FACELOCK_LANDMARKS``, else MediaPipe's of the catalog."""
+    return os.environ.get(VARIABLE) or MEDIAPIPE
+
+
 def load_reader(name: str | Path | None = None, *, views: int = VIEWS) -> DenseReader:
     """Open the reader ``name``: a catalog name or a path, told apart by the file's ending.
 
-    Without a name it is the one in ``$FACELOCK_LANDMARKS``, else MediaPipe's of the catalog. Raises ``ModelError`` when
-    it is not there, and says how to get it.
+    Without a name it is that of :func:`landmarks`. Raises ``ModelError`` when it is not there, and says how to get it.
     """
-    name = name or os.environ.get(VARIABLE) or MEDIAPIPE
+    name = name or landmarks()
     try:
         path = locate(str(name))
     except (ConfigError, ModelError) as error:
@@ -236,6 +240,7 @@ __all__: Sequence[str] = [
     "InsightFaceReader",
     "Layout",
     "MediaPipeReader",
+    "landmarks",
     "load_reader",
     "spans",
 ]

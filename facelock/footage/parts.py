@@ -13,14 +13,17 @@ from facelock.alignment import ALIGNERS, aligner_class
 from facelock.assembly import Assembly
 from facelock.closed_loop import Locker
 from facelock.errors import ConfigError
+from facelock.faces.dense import landmarks
 from facelock.ledger import Judge
 from facelock.perception import MINIATURE, Perception, open_perception
 from facelock.pipeline import Pipeline
 from facelock.preflight import require
 from facelock.protocols import FacePack
 from facelock.recipe import Recipe, load_recipe
+from facelock.recipe.uses import REFERENCES, RESTORER, Uses
 from facelock.restore_loop import RestoreLoop
 from facelock.runtime import resolve_device
+from facelock.weights import require_commercial
 
 WARP = "warp"
 """The aligner for recognisers that no generative aligner was trained with."""
@@ -28,7 +31,6 @@ WARP_LADDER = (1.0, 1.5, 2.0)
 """Its strengths: all of the texture, then more and more of the face's shape."""
 CHOOSY = {"faceid"}
 """Kinds that know themselves which recogniser they take, and refuse every other."""
-_ROLES = ("faces.", "lock.", "restore.restorer", "restore.faceid.", "judge.")
 
 
 class SameSize:
@@ -94,34 +96,44 @@ def open_parts(
 
     Without ``packs`` and ``judge`` the recipe's own recognisers, aligner and restorer; with other ones (names as
     :func:`facelock.perception.open_perception` takes them) the aligner ``warp``, unless the recipe's is ``faceid``,
-    which looks for itself whether they are its own. ``aligner`` names another kind.
-    ``commercial`` refuses weights whose licence does not allow commercial use. Raises ``ConfigError`` then and where
-    they do not fit together, ``ModelError``, ``DeviceError``.
+    which looks for itself whether they are its own. ``aligner`` names another kind. Of the recipe only what works on
+    the clip is asked for, never its blueprint. ``commercial`` refuses weights among that, and other landmarks for
+    ``warp``, whose licence does not allow commercial use. Raises ``ConfigError`` then and where they do not fit
+    together, ``ModelError``, ``DeviceError``.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     _require_aligner(chosen, aligner)
+    kind = chosen.lock.kind
+    if commercial and kind != aligner == WARP:
+        require_commercial([landmarks()])
     if packs in (None, MINIATURE) and judge in (None, MINIATURE):
-        parts = Assembly(chosen, device, commercial)
-        return _of_recipe(chosen, parts, aligner or chosen.lock.kind, restore)
-    where = resolve_device(device)
-    require(chosen, commercial=commercial)  # before the packs are loaded
+        aligner = aligner or kind
+        used = REFERENCES | _stages(chosen, aligner, restore)
+        return _of_recipe(Assembly(chosen, device, commercial, used=used), aligner, restore)
+    where, aligner = resolve_device(device), aligner or (kind if kind in CHOOSY else WARP)
+    used = _stages(chosen, aligner, restore=False)
+    require(chosen, used=used, commercial=commercial)  # before the packs are loaded
     seen = open_perception(packs or MINIATURE, judge, device=where, commercial=commercial)
-    suits = chosen.lock.kind if chosen.lock.kind in CHOOSY else WARP
-    return _of_packs(Assembly(chosen, str(where), commercial, seen), seen, aligner or suits)
+    return _of_packs(Assembly(chosen, str(where), commercial, seen, used), seen, aligner)
 
 
-def _of_recipe(recipe: Recipe, parts: Assembly, aligner: str, restore: bool) -> LockParts:
+def _stages(recipe: Recipe, aligner: str, restore: bool) -> Uses:
+    """What of the recipe works on the clip besides its recognisers."""
     own = aligner == recipe.lock.kind
-    weights = {role: sha for role, sha in parts.weights.items() if role.startswith(_ROLES)}
+    return frozenset({"encode"}) | ({"lock"} if own else set()) | (RESTORER if own and restore else set())
+
+
+def _of_recipe(parts: Assembly, aligner: str, restore: bool) -> LockParts:
+    recipe, own = parts.recipe, aligner == parts.recipe.lock.kind
     return LockParts(
         recipe=recipe,
         pack=parts.pack,
-        locker=parts.locker if own else _locker(recipe, parts.pack, aligner, parts.device),
+        locker=parts.locker if own else _locker(parts, aligner),
         restorer=_restorer(recipe, parts) if own and restore else None,
         judge=_independent(parts.judge, parts.pack),
         aligner=aligner,
         perception=(MINIATURE, MINIATURE),
-        weights=weights,
+        weights=parts.weights,
         device=parts.device,
         reader=Pipeline(recipe, parts),
     )
@@ -130,7 +142,7 @@ def _of_recipe(recipe: Recipe, parts: Assembly, aligner: str, restore: bool) -> 
 def _of_packs(parts: Assembly, seen: Perception, aligner: str) -> LockParts:
     recipe = parts.recipe
     own = aligner == recipe.lock.kind and aligner in CHOOSY
-    if aligner == recipe.lock.kind and not own:
+    if aligner == recipe.lock.kind and not own and aligner != WARP:
         raise ConfigError(
             f"The recipe's aligner {aligner} was made for its own recogniser, not for {seen.names[0]}. "
             f"Give --aligner {WARP}, or leave --faces and --judge out."
@@ -138,26 +150,25 @@ def _of_packs(parts: Assembly, seen: Perception, aligner: str) -> LockParts:
     return LockParts(
         recipe=recipe,
         pack=parts.pack,
-        locker=parts.locker if own else _locker(recipe, parts.pack, aligner, parts.device),
+        locker=parts.locker if own else _locker(parts, aligner),
         restorer=None,
         judge=_independent(parts.judge, parts.pack),
         aligner=aligner,
         perception=seen.names,
-        weights={role: sha for role, sha in parts.weights.items() if own and role.startswith("lock.")},
+        weights={role: sha for role, sha in parts.weights.items() if role.startswith("lock.")},
         device=parts.device,
         reader=Pipeline(recipe, parts),
     )
 
 
-def _locker(recipe: Recipe, pack: FacePack, aligner: str, device: str) -> Locker:
-    """An aligner that needs no weights of its own; done when the encoder is sure."""
-    made: Any = aligner_class(aligner)
-    return Locker(
-        pack,
-        made(encoder=pack.encoder.id, batch=recipe.lock.batch, device=device),
-        ladder=WARP_LADDER,
-        target=pack.encoder.thresholds.far_1e4,
-    )
+def _locker(parts: Assembly, aligner: str) -> Locker:
+    """An aligner that no recogniser was trained with; done when the encoder is sure."""
+    lock, pack = parts.recipe.lock, parts.pack
+    made: Any = parts.locker.aligner if aligner == lock.kind else None  # with the recipe's own landmarks
+    if made is None:
+        kind: Any = aligner_class(aligner)
+        made = kind(encoder=pack.encoder.id, batch=lock.batch, device=parts.device)
+    return Locker(pack, made, ladder=WARP_LADDER, target=pack.encoder.thresholds.far_1e4)
 
 
 def _require_aligner(recipe: Recipe, aligner: str | None) -> None:
@@ -174,10 +185,10 @@ def _require_aligner(recipe: Recipe, aligner: str | None) -> None:
 
 def _restorer(recipe: Recipe, parts: Assembly) -> RestoreLoop | None:
     """The recipe's restoration, for frames that keep their size."""
-    own = parts.restorer
-    if own.restorer is None:
+    restorer = parts.face_restorer
+    if restorer is None:
         return None
-    return RestoreLoop(parts.pack, SameSize(), own.restorer, **recipe.restore.loop_options())
+    return RestoreLoop(parts.pack, SameSize(), restorer, **recipe.restore.loop_options())
 
 
 def _independent(judge: Judge, pack: FacePack) -> Judge:

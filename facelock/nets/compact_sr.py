@@ -6,15 +6,12 @@ SRVGG of Real-ESRGAN (Wang et al. 2021, arXiv:2107.10833): :class:`Srvgg` comput
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MOST_LAYERS = 400
-"""Layers of a body, activations counted; published ones have 35 and 67."""
+from facelock.nets.compact_layout import compact_shape
 
 
 class CompactSR(nn.Module):
@@ -67,29 +64,14 @@ class Srvgg(nn.Module):
     def from_state(cls, state: Mapping[str, Tensor]) -> Srvgg:
         """Width, depth and scale read off the tensors, all of which must fit. Raises ``ValueError`` saying what
         does not."""
-        width, depth, scale = _shape(state)
-        net = cls(width, depth, scale)
+        shape = compact_shape({key: tuple(tensor.shape) for key, tensor in state.items()})
+        net = cls(shape.width, shape.depth, shape.scale)
         expected = net.state_dict()
         wrong = [k for k in expected if k not in state or state[k].shape != expected[k].shape]
         strange = [k for k in state if k not in expected]
         if wrong or strange:
             raise ValueError(
-                f"tensor {(wrong + strange)[0]!r} does not fit a net of {depth + 2} convolutions"
+                f"tensor {(wrong + strange)[0]!r} does not fit a net of {shape.depth + 2} convolutions"
             )
         net.load_state_dict(state)
         return net.float().eval()
-
-
-def _shape(state: Mapping[str, Tensor]) -> tuple[int, int, int]:
-    """(width, depth, scale) of a state dict in SRVGG's layout."""
-    numbers = [int(found[1]) for key in state if (found := re.fullmatch(r"body\.(\d{1,4})\.weight", key))]
-    first, last = state.get("body.0.weight"), max(numbers, default=0)
-    if first is None or first.ndim != 4 or not 2 <= last <= MOST_LAYERS or last % 2:
-        raise ValueError("it has no body.0.weight ... body.N.weight of convolutions and activations")
-    if state.get("body.1.weight") is None:
-        raise ValueError("its activations are not PReLU, and which they are is not written in it")
-    outputs = state[f"body.{last}.weight"].shape[0]
-    scale = math.isqrt(outputs // 3)
-    if first.shape[1] != 3 or outputs != 3 * scale * scale or not 1 <= scale <= 8:
-        raise ValueError(f"it leads from {first.shape[1]} channels to {outputs}, not from 3 to 3·scale²")
-    return int(first.shape[0]), last // 2 - 1, scale

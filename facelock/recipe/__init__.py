@@ -25,6 +25,7 @@ from facelock.assets import asset_dir
 from facelock.errors import ConfigError
 from facelock.mistakes import did_you_mean, listed, sentence
 from facelock.recipe.sections import MemoryRecipe, Recipe, SpeedRecipe
+from facelock.recipe.uses import ALL, Uses, uses
 from facelock.tuning.plan import VRAM
 
 SCHEMA = "facelock.recipe.v1"
@@ -149,11 +150,11 @@ def _beside(model: str | None, folder: Path) -> str | None:
     return model
 
 
-def model_names(recipe: Recipe) -> dict[str, str]:
-    """Role (``"lock.model"``) → catalog name or path, of every model the recipe uses."""
+def model_names(recipe: Recipe, used: Uses = ALL) -> dict[str, str]:
+    """Role (``"lock.model"``) → catalog name or path, of every model of the recipe that is ``used``."""
     pairs = (
         (f"{part}.{key}", getattr(_section(recipe, part), key, None))
         for part, keys in _MODEL_KEYS.items()
         for key in keys
     )
-    return {role: name for role, name in pairs if name}
+    return {role: name for role, name in pairs if name and uses(used, role)}

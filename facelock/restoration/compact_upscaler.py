@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facelock.errors import ModelError
 from facelock.nets.compact_sr import Srvgg
+from facelock.restoration.formats import not_compact, require_scale
 from facelock.restoration.precision import dtype_of
 from facelock.restoration.tiles import TiledFrames
 from facelock.weights.state_dicts import load_state_dict
@@ -37,9 +37,7 @@ class CompactUpscaler:
         try:
             net = Srvgg.from_state(load_state_dict(path))
         except ValueError as error:
-            raise ModelError(
-                f"{path}: not a compact upscaler ({error}). Give a SRVGGNetCompact file, or another upscaler_kind."
-            ) from error
+            raise not_compact(path, error) from error
         require_scale(path, net.scale, scale)
         self.path, self.scale, self.reach = Path(path), net.scale, net.reach
         net = net.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -60,11 +58,3 @@ class CompactUpscaler:
         where the network gives no numbers.
         """
         return self.frames(frames)
-
-
-def require_scale(path: str | Path, own: int, asked: int) -> None:
-    """Raise ``ModelError`` unless an upscaler's ``own`` scale is the one the recipe asks for."""
-    if own != asked:
-        raise ModelError(
-            f"{path}: enlarges {own}×, not {asked}×. Give scale = {own} in [restore], or another upscaler."
-        )

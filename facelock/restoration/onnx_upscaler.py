@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facelock.errors import ModelError
-from facelock.restoration.formats import require_upscaler
+from facelock.restoration.formats import require_scale, require_upscaler
 from facelock.runtime import BatchSession
 
 
@@ -21,14 +20,11 @@ class OnnxUpscaler:
         """Open the file. Raises ``ModelError``, ``DeviceError``."""
         self.path, self.scale = Path(path), scale
         self._session = BatchSession(path, device, batch=min(batch, 4))
-        require_upscaler(self.path)
+        require_upscaler(self.path, "onnx_upscaler", scale)
         (self._input,) = self._session.inputs
 
     def upscale(self, frames: Tensor) -> Tensor:
         """(T, 3, H, W) in [0, 1] → (T, 3, scale·H, scale·W) in [0, 1]. Raises ``ModelError`` for another scale."""
         out = self._session.run_tensors({self._input: frames})[0]
-        if out.shape[-1] != frames.shape[-1] * self.scale:
-            raise ModelError(
-                f"{self.path}: enlarges {out.shape[-1] / frames.shape[-1]:g}×, not {self.scale}×. Correct the recipe."
-            )
+        require_scale(self.path, out.shape[-1] / frames.shape[-1], self.scale)
         return out.to(frames).clamp(0, 1)

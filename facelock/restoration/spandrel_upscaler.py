@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facelock.restoration.compact_upscaler import require_scale
+from facelock.restoration.formats import require_scale
 from facelock.restoration.spandrel_net import load_spandrel, placed, same_noise
 from facelock.restoration.tiles import TiledFrames
 

@@ -56,6 +56,10 @@ class Footprint:
         return math.ceil(latents / self.patch[0]) * height * width
 
 
+NOTHING = Footprint({}, {}, blocks=1, width=0, forcing=False, compression=(4, 8), patch=(1, 1), base=0)
+"""No checkpoint at all: a command that uses no blueprint."""
+
+
 def read_footprint(folder: Path) -> Footprint:
     """Measure the checkpoint in ``folder``; :class:`ModelError` when its files cannot be read."""
     counts, largest = {}, {}

@@ -2,14 +2,15 @@
 
 ::
 
-    header(path).inputs     # {"target": (None, 3, 128, 128), "source": (None, 512)}
+    header(path).inputs                             # {"target": (None, 3, 128, 128), "source": (None, 512)}
+    inferred(path, {"input": (1, 3, 32, 32)})       # {"output": (1, 3, 128, 128)}
 
 Knows nothing of torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -52,6 +53,37 @@ def _read(path: Path, stamp: tuple[int, int]) -> Header:
         _shapes(graph.output),
         tuple(graph.initializer[-1].dims) if graph.initializer else (),
     )
+
+
+def inferred(path: Path, inputs: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
+    """Sizes of the outputs for ``inputs`` of these sizes, by ONNX's own rules for each operator; nothing is computed.
+
+    None, or no dimensions, where they do not say. Raises ``ModelError`` for no ONNX model.
+    """
+    header(path)  # which has the sentence
+    stat = path.stat()
+    return _infer(path, (stat.st_size, stat.st_mtime_ns), tuple((k, tuple(v)) for k, v in inputs.items()))
+
+
+@lru_cache(maxsize=64)
+def _infer(
+    path: Path, stamp: tuple[int, int], inputs: tuple[tuple[str, tuple[int, ...]], ...]
+) -> dict[str, Shape]:
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    given = dict(inputs)
+    for value in model.graph.input:
+        for place, size in enumerate(given.get(value.name, ())):
+            value.type.tensor_type.shape.dim[place].dim_value = size
+    for value in model.graph.output:  # what is written there may be of the size that it was exported at
+        value.type.tensor_type.ClearField("shape")
+    del model.graph.value_info[:]
+    try:
+        known = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output
+    except Exception:  # an operator that its rules do not fit: then they do not say
+        known = model.graph.output
+    return _shapes(known)
 
 
 def _shapes(values: Any) -> dict[str, Shape]:
