@@ -582,7 +582,7 @@ def test_the_recipe_fits_the_published_configuration(folder: Path, monkeypatch) 
 
 def test_the_published_weights_are_asked_for_by_name(monkeypatch) -> None:
     monkeypatch.setattr("facelock.assembly.backbone_class", lambda kind: pytest.fail("loaded"))
-    with pytest.raises(FaceLockError, match="facelock models pull ltx-2 "):
+    with pytest.raises(FaceLockError, match="facelock models pull --only ltx-2 "):
         Pipeline.from_recipe("ltx-2", device="cpu")
 
 

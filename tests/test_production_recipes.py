@@ -58,7 +58,7 @@ def test_weights_that_are_not_here_are_one_sentence_with_the_command(
     with pytest.raises(FaceLockError) as caught:
         Assembly(load_recipe(name), "cpu")
     told = str(caught.value)
-    assert f"facelock models pull {name} " in told and told.count("models pull") == 1
+    assert f"facelock models pull --only {name} " in told and told.count("models pull") == 1
     assert "restoration in bfloat16 needs a GPU" in told  # all that is in the way, a line each
     assert len(told.splitlines()) == (4 if name == "consisid-5b" else 3)
 

@@ -31,8 +31,8 @@ def swapper_and_pack(
         app = FaceAnalysis(name=str(locate("miniature/faces")), providers=[provider])
         app.prepare(ctx_id=int(index or 0) if kind == "cuda" else -1, det_size=detection, det_thresh=0.5)
         swapper = insightface.model_zoo.get_model(str(locate(model)), providers=[provider])
-    for model in (*app.models.values(), swapper):
-        require_provider(model.session, provider)
+    for network in (*app.models.values(), swapper):
+        require_provider(network.session, provider)
     return app, swapper
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from facelock.errors import FaceLockError, ModelError, caught
 from facelock.preflight import lacking
 from facelock.recipe import Recipe, load_recipe, model_names, recipe_names
-from facelock.weights import digest, is_here, require_known
+from facelock.weights import digest, is_here, pull_command, require_known
 from facelock.weights.catalog import Catalog, Entry
 
 READ = 64 << 20
@@ -89,7 +89,7 @@ def weight_state(model: str, catalog: Catalog) -> WeightState:
     if entry is None:
         path = Path(model).expanduser()
         return WeightState(model, "here" if path.exists() else "missing", _size([path]))
-    pull = f"facelock models pull {entry.name}" if entry.fetch else ""
+    pull = pull_command(entry.name) if entry.fetch else ""
     return WeightState(entry.name, _state(entry), entry.size, entry.licence, entry.commercial, pull)
 
 

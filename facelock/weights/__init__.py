@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from facelock.assets import asset_dir
 from facelock.errors import ConfigError, ModelError
 from facelock.types import Thresholds
 from facelock.weights.catalog import Catalog, Entry, cache_dir
@@ -124,10 +125,17 @@ def require_here(names: Iterable[str]) -> None:
     if gone or len(lost) == 1:
         raise ModelError(missing((gone or lost)[0]))
     if lost:
-        wanted, licences = " ".join(e.name for e in lost), ", ".join(dict.fromkeys(e.licence for e in lost))
+        wanted, licences = [e.name for e in lost], ", ".join(dict.fromkeys(e.licence for e in lost))
         raise ModelError(
-            f"{len(lost)} models are not on this machine. Get them with: facelock models pull {wanted} ({licences})."
+            f"{len(lost)} models are not on this machine. Get them with: {pull_command(*wanted)} ({licences})."
         )
+
+
+def pull_command(*names: str) -> str:
+    """What fetches ``names`` and nothing else: the name of a shipped recipe alone would stand for all it needs."""
+    recipes = asset_dir("pipelines")
+    only = "--only " if any((recipes / f"{name}.toml").is_file() for name in names) else ""
+    return f"facelock models pull {only}{' '.join(names)}"
 
 
 def is_here(entry: Entry) -> bool:
@@ -151,7 +159,7 @@ def missing(entry: Entry) -> str:
     if entry.fetch is None:
         return f"{what}, and its publisher no longer offers it. Put it at {entry.path}, or choose another."
     size = f"{mebibytes(entry.fetch.bytes or entry.size)}, " if entry.fetch.bytes or entry.size else ""
-    return f"{what}. Get it with: facelock models pull {entry.name} ({size}{entry.licence})."
+    return f"{what}. Get it with: {pull_command(entry.name)} ({size}{entry.licence})."
 
 
 def mebibytes(size: int) -> str:
@@ -165,7 +173,7 @@ def damaged(entry: Entry, path: Path) -> str:
     """The sentence for a file that is not the one the catalog knows."""
     again = "Reinstall FaceLock" if entry.bundled else "Replace it, or remove it"
     if entry.fetch:
-        again = f"Get it again with: facelock models pull {entry.name}"
+        again = f"Get it again with: {pull_command(entry.name)}"
     return f"{path}: not the file the catalog knows (sha256 differs). {again}."
 
 
