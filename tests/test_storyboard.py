@@ -92,7 +92,7 @@ MATRIX = {
     "negative duration": (BOARD.replace("seconds: 2", "seconds: -2"), "line 11: shots.0.seconds: input should"),
     "nan": (BOARD.replace("seconds: 2", "seconds: .nan"), "line 11: shots.0.seconds: "),
     "inf": (BOARD.replace("seconds: 2", "seconds: .inf"), "line 11: shots.0.seconds: "),
-    "empty shots": (BOARD.split("shots:")[0] + "shots: []\n", "line 9: shots: tuple should have at least 1 item"),
+    "empty shots": (BOARD.split("shots:")[0] + "shots: []\n", "line 9: shots: must have at least 1 item, not 0"),
     "no shots": (BOARD.split("shots:")[0], "shots: is missing"),
     "unknown character": (BOARD.replace("{tom} n", "{tim} n"), "line 13: shots.1.prompt: {tim} is not in the cast"),
     "alias bomb": (BOMB + BOARD, "line 2: an alias (*) is not read here"),

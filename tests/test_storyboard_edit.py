@@ -200,7 +200,7 @@ def test_one_sound_in_several_shots_and_under_the_film(home, tmp_path):
     seconds = [samples[int(a * 48000) : int(b * 48000)] for a, b in ((0.1, 1.4), (1.6, 2.9), (3.1, 4.4))]
     high = [round(loudness(part, 880), 2) for part in seconds]
     assert 0.33 < high[0] < 0.37 and 0.33 < high[1] < 0.37 and high[2] < 0.02  # twice .17; the file has 3 s
-    assert [loudness(part, 440) > 0.2 for part in seconds] == [False, False, True]
+    assert [loudness(part, 440) > 0.15 for part in seconds] == [False, False, True]
 
 
 class Humming(Backbone):

@@ -23,6 +23,8 @@ from facelock.recipe import Recipe, load_recipe
 from facelock.storyboard import CHARACTER, Storyboard, default_name, is_file_recipe
 from facelock.storyboards.reading import Mistake, Source, read_source
 
+MOST_TOLD = 100
+"""Mistakes that a message lists."""
 Found = Iterator[tuple[Place, str]]
 
 
@@ -31,7 +33,9 @@ class StoryboardError(ConfigError):
 
     def __init__(self, path: Path, mistakes: list[Mistake]) -> None:
         self.mistakes = mistakes
-        listed = "\n  ".join(map(str, mistakes))
+        listed = "\n  ".join(map(str, mistakes[:MOST_TOLD]))
+        if len(mistakes) > MOST_TOLD:
+            listed += f"\n  and {len(mistakes) - MOST_TOLD} more"
         count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         super().__init__(f"{path}: {count}.\n  {listed}\nCorrect the storyboard.")
 

@@ -158,7 +158,7 @@ def _video(shot: Placed) -> Path:
 def _metadata(cut: Cut) -> dict[str, str]:
     board = cut.plan.board
     return {
-        "title": board.title or "A film of FaceLock",
+        "title": " ".join(board.title.split()) or "A film of FaceLock",
         "comment": f"AI-generated video, made by FaceLock {__version__} from a storyboard of {len(cut.shots)} shots.",
         "ai_generated": "true",
         "facelock_version": __version__,

@@ -72,21 +72,31 @@ def write_timelines(cut: Cut, folder: Path, name: str = "film") -> dict[str, Pat
 
     Returns the files by kind. Raises ``StorageError`` when the disk is full.
     """
-    if importlib.util.find_spec("opentimelineio") is None:
+    kinds, rate = writable(cut), smpte_rate(cut.fps)
+    if "otio" not in kinds:
         logger.info("no timeline for editors is written: pip install 'facelock-video[storyboard]'")
         return {}
     written = {"otio": _write(timeline(cut, folder), folder / f"{name}.otio", "otio_json")}
-    rate = smpte_rate(cut.fps)
-    for suffix, (adapter, module) in ADAPTERS.items():
-        if importlib.util.find_spec(module) is None:
-            logger.info("no %s.%s is written: pip install 'facelock-video[storyboard]'", name, suffix)
-        elif rate is None:
+    for suffix, (adapter, _) in ADAPTERS.items():
+        if rate is None:
             logger.info("no %s.%s is written: it cannot count %s frames a second", name, suffix, cut.fps)
+        elif suffix not in kinds:
+            logger.info("no %s.%s is written: pip install 'facelock-video[storyboard]'", name, suffix)
         else:
             shown = timeline(cut, folder, rate=rate, dissolves=suffix != "edl")
             options = {"rate": rate} if suffix == "edl" else {}
             written[suffix] = _write(shown, folder / f"{name}.{suffix}", adapter, **options)
     return written
+
+
+def writable(cut: Cut) -> set[str]:
+    """Kinds of timelines that can be written here: what is installed, and can count the film's frames."""
+    if importlib.util.find_spec("opentimelineio") is None:
+        return set()
+    counts = smpte_rate(cut.fps) is not None
+    return {"otio"} | {
+        kind for kind, (_, module) in ADAPTERS.items() if counts and importlib.util.find_spec(module)
+    }
 
 
 def smpte_rate(fps: Fraction) -> int | None:
@@ -115,7 +125,7 @@ class _Builder:
         otio = self.otio
         board = self.cut.plan.board
         film = otio.schema.Timeline(
-            board.title or "film",
+            " ".join(board.title.split()) or "film",  # an EDL's title is one line
             global_start_time=self.time(0),
             metadata={"facelock": {"film": self.facts()}},
         )
