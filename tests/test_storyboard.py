@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import toys
 
 from facelock import cli
 from facelock.errors import ConfigError, InputError
@@ -48,7 +49,7 @@ shots:
 @pytest.fixture
 def folder(tmp_path):
     for name in ("maria.png", "tom.png", "voice.wav"):
-        (tmp_path / name).write_bytes(b"x")
+        (tmp_path / name).write_bytes(toys.picture(name))
     return tmp_path
 
 
@@ -106,6 +107,7 @@ MATRIX = {
     "no character": (BOARD.replace("{tom} n", "somebody n"), "names no character; write {maria}, {tom}"),
     "half a brace": (BOARD.replace("{tom} n", "{tom n"), "has a brace without its other half"),
     "no such face": (BOARD.replace("[tom.png", "[none.png"), "line 6: cast.tom.face: there is no file 'none.png'"),
+    "no picture": (BOARD.replace("[tom.png", "[board.yaml"), "line 6: cast.tom.face: 'board.yaml' is no picture"),
     "an address": (BOARD.replace("voice.wav", "http://127.0.0.1/x.wav"), "only files on this machine"),
     "no such recipe": (BOARD.replace("seed: 7", "recipe: minature"), "did you mean 'miniature'"),
     "wrong rate": (BOARD.replace("seed: 7", "fps: 25"), "line 8: defaults.fps: the recipe miniature makes 12"),

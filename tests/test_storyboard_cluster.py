@@ -60,7 +60,7 @@ def build(recipe, device):
 
 def board(folder):
     (folder / "toy.toml").write_text(RECIPE)
-    (folder / "maria.png").write_bytes(b"maria")
+    (folder / "maria.png").write_bytes(toys.picture("maria"))
     shots = [{"prompt": f"{{maria}} {word}", "seconds": FRAMES / 12} for word in WORDS]
     shots += [{**shots[0], "seed": 1}, {**shots[0], "seed": 1}]  # the same work twice
     data = {"schema": "facelock.storyboard.v1", "cast": {"maria": {"face": "maria.png"}}, "shots": shots}

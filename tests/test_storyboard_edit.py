@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import wave
 from fractions import Fraction
 
@@ -20,8 +21,11 @@ from facelock.pipeline import Pipeline
 from facelock.report.model import LedgerEntry, Report
 from facelock.storyboard import Storyboard
 from facelock.storyboards import likeness, splice, timeline
+from facelock.storyboards.cut import place
 from facelock.storyboards.edit import NAMES
+from facelock.storyboards.film import FilmFolder
 from facelock.storyboards.likeness import Sample
+from facelock.storyboards.plan import Plan
 from facelock.types import Faces, Sound, Status
 from facelock.video.writing import count_frames, probe, read_chunks
 
@@ -57,7 +61,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("board")
     (folder / "toy.toml").write_text(RECIPE)
     for name in ("maria", "tom"):
-        (folder / f"{name}.png").write_bytes(name.encode())
+        (folder / f"{name}.png").write_bytes(toys.picture(name))
     for name, pitch in (("low", 440), ("high", 880)):
         with wave.open(str(folder / f"{name}.wav"), "wb") as sound:
             sound.setparams((1, 2, 8000, 0, "NONE", ""))
@@ -139,10 +143,6 @@ def test_a_dissolve_overlaps_and_a_fade_does_not(rich):
 
 
 def test_only_transitions_are_encoded_again(rich, tmp_path):
-    from facelock.storyboards.cut import place
-    from facelock.storyboards.film import FilmFolder
-    from facelock.storyboards.plan import Plan
-
     cut = place(Plan.of(FilmFolder(rich.folder).load_board()), rich)
     # chunks begin at 0, 6, 10, 14: six frames of fade end at a key frame, as do six of dissolve
     assert splice.write_film(cut, tmp_path / "again.mp4", tmp_path) == 12
@@ -233,6 +233,36 @@ def test_an_edit_is_made_once_and_anew_when_a_shot_changes(home, tmp_path):
     assert changed.files["video"].stat().st_mtime_ns != stamp and count_frames(changed.files["video"]) == 33
 
 
+@pytest.mark.parametrize("kind", ["otio", "edl", "sheet", "page"])
+def test_a_file_of_the_edit_that_is_lost_is_made_again(rich, home, tmp_path, kind):
+    folder = tmp_path / "film"
+    shutil.copytree(rich.folder, folder)
+    lost = folder / rich.files[kind].name
+    before = lost.read_bytes()
+    lost.unlink()
+    shots = [
+        {"transition": "fade 0.5"},
+        {"transition": "dissolve 0.5", "audio": "high.wav"},
+        {"scene": "two"},
+    ]
+    render(home, folder, shots, audio="low.wav")
+    assert lost.read_bytes() == before
+
+
+def test_transitions_take_at_most_half_of_a_shot_in_frames_too(home, tmp_path):
+    shots = [{"seconds": 1.25}, {"seconds": 1.25, "transition": "dissolve 0.625"}, {"transition": "dissolve 0.6"}]
+    made = render(home, tmp_path / "film", shots)  # 7.5 frames of 15: 8 and 7 would be one too many
+    cut = place(Plan.of(FilmFolder(made.folder).load_board()), made)
+    assert [shot.overlap for shot in cut.shots] == [0, 7, 7]
+    assert len(frames(made.files["video"])) == cut.frames == 15 + 15 + FRAMES - 14
+
+
+def test_a_title_of_several_lines_is_one_in_an_edl(home, tmp_path):
+    pytest.importorskip("otio_cmx3600_adapter")
+    made = render(home, tmp_path / "film", [{}], title="one\n001  AX V C 00:00:00:00")
+    assert made.files["edl"].read_text().splitlines()[0] == "TITLE: one 001 AX V C 00:00:00:00"
+
+
 def test_a_film_with_a_failed_shot_is_not_shipped(home, tmp_path):
     whole = render(home, tmp_path / "film", [{}, {}])
     assert (tmp_path / "film" / "film.mp4").exists() and not whole.failed
@@ -315,19 +345,32 @@ def test_a_gap_or_another_status_begins_another_stretch():
 
 
 def test_rates_that_editors_count_in():
-    assert [timeline.smpte_rate(Fraction(rate)) for rate in (12, 24, 25, 16, 30, 7)] == [
-        24,
-        24,
-        25,
-        48,
-        30,
-        None,
-    ]
+    rates = {12: 24, 24: 24, 25: 25, 16: 48, 30: 30, 7: None}
+    ntsc = Fraction(1000, 1001)
+    rates |= {24 * ntsc: 24 * ntsc, 12 * ntsc: 24 * ntsc, 30 * ntsc: 30 * ntsc, 60 * ntsc: 60 * ntsc}
+    assert {fps: timeline.smpte_rate(Fraction(fps)) for fps in rates} == rates
 
 
 otio = pytest.mark.skipif(
     not timeline.importlib.util.find_spec("opentimelineio"), reason="needs opentimelineio (extra storyboard)"
 )
+
+
+@otio
+@pytest.mark.parametrize("fps", ["24000/1001", "30000/1001"])
+def test_television_s_rates_keep_cuts_and_markers(home, tmp_path, fps):
+    import opentimelineio
+
+    (home / "ntsc.toml").write_text(RECIPE.replace("fps = 12", f'fps = "{fps}"'))
+    shots = [{"recipe": "ntsc.toml", "seconds": seconds} for seconds in (1, 0.5)]
+    made = render(home, tmp_path / "film", shots, wrong=range(4, 8))
+    first = round(Fraction(fps))
+    for kind, options in (("xml", {}), ("edl", {"rate": float(Fraction(fps))})):
+        film = opentimelineio.adapters.read_from_file(str(made.files[kind]), **options)
+        clips = list(film.tracks[0])
+        assert [clip.source_range.duration.value for clip in clips] == [first, first / 2]
+        if (kind, first) != ("edl", 30):  # the adapter reads no marker that it wrote at a drop-frame rate
+            assert [[m.marked_range.start_time.value for m in clip.markers] for clip in clips] == [[4], [4]]
 
 
 @otio

@@ -8,6 +8,7 @@ import random
 
 import jsonschema
 import pytest
+import toys
 
 from facelock import cli
 from facelock.errors import ConfigError
@@ -35,7 +36,7 @@ BOARD = {
 @pytest.fixture
 def folder(tmp_path):
     for name in ("maria.png", "tom.png", "élodie.png"):
-        (tmp_path / name).write_bytes(b"")
+        (tmp_path / name).write_bytes(toys.picture(name))
     return tmp_path
 
 

@@ -99,9 +99,11 @@ def render(
     missed it every time; the others are kept.
     """
     from facelock.storyboard import Storyboard
+    from facelock.storyboards.film import require_free
 
     with running(quiet, debug, RESUME_HINT) as display:
         storyboard = Storyboard.load(board)
+        require_free(output)
         display.say("loading")
         from facelock.storyboards.render import render as run
 
@@ -134,7 +136,10 @@ def retry(
 
     --vram holds for that shot from then on; so does render's for all shots, until another is given.
     """
+    from facelock.storyboards.film import require_free
+
     with running(quiet, debug, RESUME_HINT) as display:
+        require_free(film)
         display.say("loading")
         from facelock.storyboards.render import retry as run
 

@@ -7,16 +7,20 @@ torch.
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
 
 from facelock.blueprint import refuse_continuation
 from facelock.errors import ConfigError, InputError
+from facelock.files import PICTURES
 from facelock.job import check_size, parse_size
 from facelock.mistakes import Place, did_you_mean, sentence
 from facelock.recipe import Recipe, load_recipe
@@ -136,14 +140,15 @@ def _characters(cast: Mapping[str, Any], shots: Shots) -> Found:
 
 
 def _files(data: Mapping[str, Any], shots: Shots, folder: Path) -> Found:
-    given: list[tuple[Place, Any]] = [(("audio",), data.get("audio"))]
-    given += [(("shots", index, "audio"), shot.get("audio")) for index, shot in shots]
+    sounds: list[tuple[Place, Any]] = [(("audio",), data.get("audio"))]
+    sounds += [(("shots", index, "audio"), shot.get("audio")) for index, shot in shots]
+    faces: list[tuple[Place, Any]] = []
     for name, member in _mapping(data.get("cast")).items():
-        faces = _mapping(member).get("face")
-        given += [(("cast", name, "face"), face) for face in (_items(faces) or [faces])]
-    for place, path in given:
-        if isinstance(path, str) and path:
-            problem = _file_problem(path, folder)
+        several = _mapping(member).get("face")
+        faces += [(("cast", name, "face"), face) for face in (_items(several) or [several])]
+    for given, problem_of in ((sounds, _sound_problem), (faces, _face_problem)):
+        for place, path in given:
+            problem = isinstance(path, str) and path and (_file_problem(path, folder) or problem_of(folder / path))
             if problem:
                 yield place, problem
 
@@ -157,6 +162,28 @@ def _file_problem(path: str, folder: Path) -> str | None:
         return f"there is no file {path!r} beside the storyboard"
     except (OSError, ValueError):  # too long, or with a zero byte
         return f"{path[:80]!r} cannot be a file's name"
+
+
+def _sound_problem(path: Path) -> str | None:
+    return None if path.stat().st_size else f"{path.name!r} is empty"
+
+
+def _face_problem(path: Path) -> str | None:
+    """Whether a file begins like a picture or is called a ``.face``; what it shows, the first take tells."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError as error:
+        return f"{path.name!r} cannot be read ({error.strerror})"
+    if path.suffix.lower() == ".face" or head[4:8] == b"ftyp":  # HEIC and AVIF
+        return None
+    with warnings.catch_warnings(), suppress(OSError, ValueError, Image.DecompressionBombError):
+        warnings.simplefilter("ignore")
+        try:
+            Image.open(path, formats=PICTURES).close()
+        except UnidentifiedImageError:
+            return f"{path.name!r} is no picture; give a JPEG, PNG, WebP, AVIF or TIFF, or a .face file"
+    return None
 
 
 def _transitions(shots: Shots) -> Found:

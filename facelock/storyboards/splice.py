@@ -129,10 +129,24 @@ def header(video: Path) -> Header:
 
 
 def key_frames(video: Path) -> list[int]:
-    """Frames from which a video of ours can be decoded; it has no B-frames, so packets are frames in order."""
+    """Frames from which a video of ours can be decoded; it has no B-frames, so packets are frames in order.
+
+    A demuxer also calls an I frame a key frame that frames after it may look behind.
+    """
     with av.open(str(video)) as container:
         packets = (packet for packet in container.demux(container.streams.video[0]) if packet.size)
-        return [index for index, packet in enumerate(packets) if packet.is_keyframe]
+        return [index for index, packet in enumerate(packets) if packet.is_keyframe and _is_idr(bytes(packet))]
+
+
+def _is_idr(packet: bytes) -> bool:
+    """Whether the first slice of an H.264 packet, units of four bytes of length each, clears the decoder (type 5)."""
+    place = 0
+    while place + 4 < len(packet):
+        kind = packet[place + 4] & 31
+        if kind in (1, 5):
+            return kind == 5
+        place += 4 + int.from_bytes(packet[place : place + 4], "big")
+    return False
 
 
 def copy_frames(video: Path, piece: Path, start: int, end: int) -> None:

@@ -26,8 +26,11 @@ logger = logging.getLogger(__name__)
 COLOURS = {Status.WEAK: "YELLOW", Status.WRONG: "RED", Status.UNREADABLE: "CYAN", Status.ABSENT: "MAGENTA"}
 """Of markers, by what is the matter."""
 WORDS = {Status.WEAK: "weak", Status.WRONG: "wrong", Status.UNREADABLE: "unreadable", Status.ABSENT: "lost"}
-SMPTE_RATES = (24, 25, 30, 48, 50, 60)
-"""Frame rates that EDL and FCP7 XML can count in."""
+NTSC = Fraction(1000, 1001)
+SMPTE_RATES = (
+    24 * NTSC, Fraction(24), Fraction(25), 30 * NTSC, Fraction(30), Fraction(48), Fraction(50), 60 * NTSC, Fraction(60),
+)  # fmt: skip
+"""Frame rates that EDL and FCP7 XML can count in; 29.97 and 59.94 as drop-frame timecode."""
 ADAPTERS = {"edl": ("cmx_3600", "otio_cmx3600_adapter"), "xml": ("fcp_xml", "otio_fcp_adapter")}
 
 
@@ -84,7 +87,7 @@ def write_timelines(cut: Cut, folder: Path, name: str = "film") -> dict[str, Pat
             logger.info("no %s.%s is written: pip install 'facelock-video[storyboard]'", name, suffix)
         else:
             shown = timeline(cut, folder, rate=rate, dissolves=suffix != "edl")
-            options = {"rate": rate} if suffix == "edl" else {}
+            options = {"rate": float(rate)} if suffix == "edl" else {}
             written[suffix] = _write(shown, folder / f"{name}.{suffix}", adapter, **options)
     return written
 
@@ -99,12 +102,12 @@ def writable(cut: Cut) -> set[str]:
     }
 
 
-def smpte_rate(fps: Fraction) -> int | None:
+def smpte_rate(fps: Fraction) -> Fraction | None:
     """The lowest rate of EDL and XML that is a whole multiple of ``fps``: no cut falls between two frames."""
     return next((rate for rate in SMPTE_RATES if (rate / fps).denominator == 1), None)
 
 
-def timeline(cut: Cut, folder: Path, *, rate: int | None = None, dissolves: bool = True) -> Any:
+def timeline(cut: Cut, folder: Path, *, rate: Fraction | None = None, dissolves: bool = True) -> Any:
     """The film as an ``otio.schema.Timeline``, its media relative to ``folder``.
 
     ``rate`` counts in other frames than the film's, a whole multiple. ``dissolves=False`` puts a cut in the
@@ -114,12 +117,12 @@ def timeline(cut: Cut, folder: Path, *, rate: int | None = None, dissolves: bool
 
 
 class _Builder:
-    def __init__(self, cut: Cut, folder: Path, rate: int | None, dissolves: bool) -> None:
+    def __init__(self, cut: Cut, folder: Path, rate: Fraction | None, dissolves: bool) -> None:
         import opentimelineio as otio
 
         self.otio, self.cut, self.folder, self.dissolves = otio, cut, folder, dissolves
-        self.rate = rate or float(cut.fps)
-        self.factor = round(self.rate / float(cut.fps)) if rate else 1
+        self.rate = float(rate or cut.fps)
+        self.factor = int(rate / cut.fps) if rate else 1
 
     def build(self) -> Any:
         otio = self.otio
