@@ -126,6 +126,15 @@ def test_a_film_of_cuts_holds_every_frame_of_the_shots_unchanged(plain):
     assert packets[0].find(packets[1][-200:-100]) > 0  # copied as they are
 
 
+def test_only_where_decoding_can_begin_is_a_key_frame(plain):
+    """The toys' noise makes every frame an I frame, which ffmpeg's demuxers take for key frames: the index must not."""
+    data = plain.files["video"].read_bytes()
+    table = data[data.index(b"stss") + 8 :]
+    count = int.from_bytes(table[:4], "big")
+    listed = [int.from_bytes(table[4 + 4 * n : 8 + 4 * n], "big") - 1 for n in range(count)]
+    assert listed == [shot * FRAMES + chunk for shot in range(3) for chunk in (0, 6, 10, 14)]
+
+
 def test_a_dissolve_overlaps_and_a_fade_does_not(rich):
     film, length = rich.files["video"], 6
     seen = levels(film)

@@ -20,6 +20,7 @@ from facelock.files import storage
 from facelock.pipeline import resize
 from facelock.storyboards.cut import Cut, Placed
 from facelock.storyboards.soundtrack import is_heard, write_soundtrack
+from facelock.video.joining import is_idr
 from facelock.video.writing import SegmentWriter, join_segments, read_chunks
 
 FRAMES_PER_READ = 24
@@ -135,18 +136,7 @@ def key_frames(video: Path) -> list[int]:
     """
     with av.open(str(video)) as container:
         packets = (packet for packet in container.demux(container.streams.video[0]) if packet.size)
-        return [index for index, packet in enumerate(packets) if packet.is_keyframe and _is_idr(bytes(packet))]
-
-
-def _is_idr(packet: bytes) -> bool:
-    """Whether the first slice of an H.264 packet, units of four bytes of length each, clears the decoder (type 5)."""
-    place = 0
-    while place + 4 < len(packet):
-        kind = packet[place + 4] & 31
-        if kind in (1, 5):
-            return kind == 5
-        place += 4 + int.from_bytes(packet[place : place + 4], "big")
-    return False
+        return [index for index, packet in enumerate(packets) if packet.is_keyframe and is_idr(bytes(packet))]
 
 
 def copy_frames(video: Path, piece: Path, start: int, end: int) -> None:
