@@ -52,7 +52,9 @@ def _count(detail: ErrorDetails) -> str:
     few = detail["type"] == "too_short"
     wanted = limits["min_length"] if few else limits["max_length"]
     items = "item" if wanted == 1 else "items"
-    return f"must have at {'least' if few else 'most'} {wanted} {items}, not {limits.get('actual_length') or 0}"
+    return (
+        f"must have at {'least' if few else 'most'} {wanted} {items}, not {limits.get('actual_length') or 0}"
+    )
 
 
 def _found(detail: ErrorDetails) -> str:

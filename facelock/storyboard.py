@@ -131,7 +131,10 @@ Size = Annotated[
         {
             "anyOf": [
                 {"type": "integer", "minimum": 0, "maximum": 999_999},
-                {"type": "string", "pattern": rf"^\s*({_SIDE}(\s*[xX×]\s*{_SIDE})?|{'|'.join(map(_any_case, NAMED_SIDES))})\s*$"},
+                {
+                    "type": "string",
+                    "pattern": rf"^\s*({_SIDE}(\s*[xX×]\s*{_SIDE})?|{'|'.join(map(_any_case, NAMED_SIDES))})\s*$",
+                },
             ]
         }
     ),
@@ -150,9 +153,7 @@ Faces = Annotated[
     tuple[FilePath, ...],
     BeforeValidator(_one_or_more),
     Field(min_length=1, max_length=64, strict=False),
-    WithJsonSchema(
-        {"anyOf": [_PATH, {"type": "array", "items": _PATH, "minItems": 1, "maxItems": 64}]}
-    ),
+    WithJsonSchema({"anyOf": [_PATH, {"type": "array", "items": _PATH, "minItems": 1, "maxItems": 64}]}),
 ]
 
 
@@ -273,15 +274,17 @@ class Storyboard(_Part):
     _folder: Path = PrivateAttr(default=Path())
 
     @classmethod
-    def load(cls, path: str | Path) -> Storyboard:
+    def load(cls, path: str | Path, *, files: bool = True) -> Storyboard:
         """Read ``path`` (.yaml, .json, .csv, .fountain) and check it, files and recipes that it names included.
+
+        Without ``files``, faces and sounds need not be there yet.
 
         Raises :class:`ConfigError` with every mistake and its line, ``InputError`` for a file that cannot be
         read at all.
         """
         from facelock.storyboards.checks import checked
 
-        return checked(Path(path))
+        return checked(Path(path), files=files)
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], folder: str | Path = ".") -> Storyboard:

@@ -259,7 +259,11 @@ def test_a_file_of_the_edit_that_is_lost_is_made_again(rich, home, tmp_path, kin
 
 
 def test_transitions_take_at_most_half_of_a_shot_in_frames_too(home, tmp_path):
-    shots = [{"seconds": 1.25}, {"seconds": 1.25, "transition": "dissolve 0.625"}, {"transition": "dissolve 0.6"}]
+    shots = [
+        {"seconds": 1.25},
+        {"seconds": 1.25, "transition": "dissolve 0.625"},
+        {"transition": "dissolve 0.6"},
+    ]
     made = render(home, tmp_path / "film", shots)  # 7.5 frames of 15: 8 and 7 would be one too many
     cut = place(Plan.of(FilmFolder(made.folder).load_board()), made)
     assert [shot.overlap for shot in cut.shots] == [0, 7, 7]

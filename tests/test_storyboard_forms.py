@@ -133,9 +133,9 @@ def test_yaml_that_says_it_is_older_is_refused(folder):
 
 
 VALUES = (
-    None, True, 0, 1, -1, 101, 1.5, 1e9, 86_400, 86_401, 2**63, 2**63 - 1, "", "x", "..", "a..b", ".a", "a.", "-a", "a-b",
-    "_a", "con", "CON.x", "Com1", "lpt¹", "conx", "a/b", "a\\b", "ä é", "日本", "x" * 100, "x" * 101, "a:b", "a\nb", "a\0b",
-    "\x7f", "{maria}", "{maria} {tom}", "cut", "dissolve 3", "dissolve 3.0", "dissolve 3.01", "dissolve 00.5",
+    None, True, 0, 1, -1, 101, 1.5, 1e9, 86_400, 86_401, 2**63, 2**63 - 1, "", "x", "..", "a..b", ".a", "a.",
+    "-a", "a-b", "_a", "con", "CON.x", "Com1", "lpt¹", "conx", "a/b", "a\\b", "ä é", "日本", "x" * 100, "x" * 101, "a:b", "a\nb",
+    "a\0b", "\x7f", "{maria}", "{maria} {tom}", "cut", "dissolve 3", "dissolve 3.0", "dissolve 3.01", "dissolve 00.5",
     "dissolve .5", "dissolve 2.", "fade 1 ", "Fade", "dissolve ٣", "256", "256 X 256", " 4K ", "480P", "12345678",
     "1x2x3", "x" * 10_001, [], ["a"], ["a", ""], ["a"] * 65, [1], {}, {"a": 1}, "a~b", "a$b", "a`b", "a|b",
 )  # fmt: skip
@@ -229,8 +229,26 @@ def test_a_screenplay_of_many_kinds_of_people(folder):
         "{ann} talking",
         "{ann_marie} looks at {ann} and {will}",
     ]
-    assert [shot.get("transition") for shot in data["shots"]] == ["fade", None, None, "dissolve", None, None, None]
+    assert [shot.get("transition") for shot in data["shots"]] == [
+        "fade",
+        None,
+        None,
+        "dissolve",
+        None,
+        None,
+        None,
+    ]
     Storyboard.from_data(data)
+
+
+def test_a_screenplay_is_converted_before_there_are_faces(folder, capsys):
+    pytest.importorskip("screenplain", reason="needs screenplain (extra fountain)")
+    (folder / "play.fountain").write_text(PLAY)
+    assert "there is no file 'will.face'" in mistakes(folder, PLAY, "play.fountain")
+    with pytest.raises(SystemExit) as left:
+        cli.main(["storyboard", "convert", str(folder / "play.fountain"), str(folder / "play.yaml")])
+    assert not left.value.code, capsys.readouterr().err
+    assert "face: will.face" in (folder / "play.yaml").read_text()
 
 
 def test_people_whose_names_would_be_the_same_are_told_apart(folder):

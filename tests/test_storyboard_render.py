@@ -389,7 +389,7 @@ def test_status_does_not_need_the_files_that_the_storyboard_names(parts, tmp_pat
     (tmp_path / "tom.png").unlink()
     assert status_lines("film")[-1].startswith("3 of 3 shots accepted")
     (tmp_path / "film" / "board.json").write_text("{")
-    with pytest.raises(InputError, match="is damaged. Render the storyboard again"):
+    with pytest.raises(InputError, match=r"is damaged\. Render the storyboard again"):
         status_lines("film")
 
 

@@ -52,11 +52,14 @@ def convert(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Where to: .yaml, .json or .csv.")],
     debug: Debug = False,
 ) -> None:
-    """Write BOARD in another form; nothing is lost between YAML and JSON."""
+    """Write BOARD in another form; nothing is lost between YAML and JSON but comments.
+
+    The files that it names need not be there yet.
+    """
     from facelock.storyboard import Storyboard
 
     with running(True, debug):
-        Storyboard.load(board).save(output)
+        Storyboard.load(board, files=False).save(output)
 
 
 RENDER_EXAMPLES = """\

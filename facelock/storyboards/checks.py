@@ -44,11 +44,14 @@ class StoryboardError(ConfigError):
         super().__init__(f"{path}: {count}.\n  {listed}\nCorrect the storyboard.")
 
 
-def checked(path: Path) -> Storyboard:
-    """Read and check the storyboard at ``path``; :class:`StoryboardError` lists every mistake."""
+def checked(path: Path, *, files: bool = True) -> Storyboard:
+    """Read and check the storyboard at ``path``; :class:`StoryboardError` lists every mistake.
+
+    Without ``files``, faces and sounds need not be there yet.
+    """
     source = read_source(path)
     folder = path.absolute().parent
-    board = _validated(source, folder)
+    board = _validated(source, folder, files)
     if source.mistakes:
         unique = {str(mistake): mistake for mistake in source.mistakes}
         raise StoryboardError(path, sorted(unique.values(), key=lambda mistake: mistake.line or 0))
@@ -65,7 +68,7 @@ def require_sound(board: Storyboard) -> None:
         raise StoryboardError(Path("the storyboard"), mistakes)
 
 
-def _validated(source: Source, folder: Path) -> Storyboard | None:
+def _validated(source: Source, folder: Path, files: bool) -> Storyboard | None:
     """The storyboard, where its values fit; mistakes go to ``source``."""
     if source.data is None and source.mistakes:
         return None  # nothing could be read
@@ -84,17 +87,18 @@ def _validated(source: Source, folder: Path) -> Storyboard | None:
             ):
                 continue  # too few only because of mistakes that are told anyway
             source.complain(place, sentence(detail, Storyboard, "storyboard"))
-    for place, text in semantic_mistakes(source.data, folder):
+    for place, text in semantic_mistakes(source.data, folder, files=files):
         source.complain(place, f"{'.'.join(map(str, place))}: {text}" if place else text)
     return board
 
 
-def semantic_mistakes(data: Mapping[str, Any], folder: Path) -> Found:
+def semantic_mistakes(data: Mapping[str, Any], folder: Path, *, files: bool = True) -> Found:
     """What no schema sees: unknown characters, two shots with one name, missing files, sizes that do not fit."""
     shots = [(index, shot) for index, shot in enumerate(_items(data.get("shots"))) if isinstance(shot, dict)]
     yield from _names(shots)
     yield from _characters(_mapping(data.get("cast")), shots)
-    yield from _files(data, shots, folder)
+    if files:
+        yield from _files(data, shots, folder)
     yield from _transitions(shots)
     yield from _recipes(_mapping(data.get("defaults")), shots, folder)
 
@@ -148,7 +152,9 @@ def _files(data: Mapping[str, Any], shots: Shots, folder: Path) -> Found:
         faces += [(("cast", name, "face"), face) for face in (_items(several) or [several])]
     for given, problem_of in ((sounds, _sound_problem), (faces, _face_problem)):
         for place, path in given:
-            problem = isinstance(path, str) and path and (_file_problem(path, folder) or problem_of(folder / path))
+            problem = (
+                isinstance(path, str) and path and (_file_problem(path, folder) or problem_of(folder / path))
+            )
             if problem:
                 yield place, problem
 

@@ -207,6 +207,9 @@ class _FilmPace:
 def _started(cluster: Cluster) -> Iterator[Any]:
     """Ray, connected or begun; left alone again at the end. No dashboard; a token where an address is given."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault(
+        "RAY_BACKEND_LOG_LEVEL", "fatal"
+    )  # it warns of the queue, which outlives the actors
     if cluster.address:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported
     if importlib.util.find_spec("ray") is None:

@@ -64,7 +64,7 @@ def _speaker(speech: Any) -> str:
 
 
 def _names(speakers: Mapping[str, Any]) -> dict[str, str]:
-    """Speaker → character of the storyboard, whose names are ASCII: ``ÉLODIE`` → ``elodie``, ``МАРИЯ`` → ``character_3``."""
+    """Speaker → character of the storyboard, in ASCII: ``ÉLODIE`` → ``elodie``, ``МАРИЯ`` → ``character_3``."""
     names: dict[str, str] = {}
     for number, speaker in enumerate(speakers, 1):
         apart = unicodedata.normalize("NFKD", speaker.lower().translate(_LATIN))

@@ -151,7 +151,9 @@ def read_json(text: str) -> Source:
     except (ValueError, RecursionError) as error:
         return Source(mistakes=[Mistake(None, f"is not valid JSON ({error})")])
     found = [each for each in lines.mistakes if "stands twice" in each.text]
-    return Source(data, lines.lines, found or [Mistake(None, f"{key}: this key stands twice") for key in twice])
+    return Source(
+        data, lines.lines, found or [Mistake(None, f"{key}: this key stands twice") for key in twice]
+    )
 
 
 def _no_constant(name: str) -> float:

@@ -74,7 +74,9 @@ def render(
     if engine not in ENGINES:
         raise ConfigError(f"There is no engine {engine!r}. Give one of {', '.join(ENGINES)}.")
     if engine != "ray" and (address is not None or workers is not None):
-        raise ConfigError("--address and --workers are the engine ray's. Give --engine ray, or leave them out.")
+        raise ConfigError(
+            "--address and --workers are the engine ray's. Give --engine ray, or leave them out."
+        )
     board = board if isinstance(board, Storyboard) else Storyboard.load(board)
     require_sound(board)
     folder = _checked_folder(out)

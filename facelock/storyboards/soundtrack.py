@@ -68,7 +68,8 @@ def _opened(files: Sequence[Path]) -> list[Any]:
         file: sound_input(file).filter_multi_output("asplit") for file in set(files) if files.count(file) > 1
     }
     return [
-        split[file].stream(number) if file in split else sound_input(file) for number, file in enumerate(files)
+        split[file].stream(number) if file in split else sound_input(file)
+        for number, file in enumerate(files)
     ]
 
 

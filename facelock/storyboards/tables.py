@@ -54,7 +54,9 @@ class _Table:
         except csv.Error as error:
             self._complain(line, f"is not valid CSV ({error})")
         if not self.header:
-            self._complain(None, "is empty; its first line names the columns: kind, name, face, prompt, seconds")
+            self._complain(
+                None, "is empty; its first line names the columns: kind, name, face, prompt, seconds"
+            )
         return self.source
 
     def _complain(self, line: int | None, text: str) -> None:

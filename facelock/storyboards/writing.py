@@ -65,7 +65,9 @@ def to_csv(board: Storyboard) -> str:
     """
     text = _table(board)
     source = read_csv(text)
-    reason = str(source.mistakes[0]) if source.mistakes else "spaces at the end of a text, or a ; in a file's name"
+    reason = (
+        str(source.mistakes[0]) if source.mistakes else "spaces at the end of a text, or a ; in a file's name"
+    )
     with suppress(ValueError):
         if not source.mistakes and Storyboard.from_data(source.data).model_dump() == board.model_dump():
             return text
