@@ -117,7 +117,7 @@ def test_lost_workers_are_survived_with_the_same_bytes(local, tmp_path, monkeypa
 @ray
 def test_more_than_there_is_is_refused_at_once(tmp_path):
     plan = Plan.of(board(tmp_path))
-    with pytest.raises(EnvironmentFailure, match="has 0 GPUs, and 1 workers need one each"):
+    with pytest.raises(EnvironmentFailure, match="has 0 GPUs, one for each worker, and 1 is wanted"):
         film = FilmFolder(tmp_path / "film")
         cluster.make_on_cluster(plan, film, lambda _: None, Cluster(device="cuda"), build)
 

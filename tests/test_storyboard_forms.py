@@ -134,10 +134,11 @@ def test_yaml_that_says_it_is_older_is_refused(folder):
 
 VALUES = (
     None, True, 0, 1, -1, 101, 1.5, 1e9, 86_400, 86_401, 2**63, 2**63 - 1, "", "x", "..", "a..b", ".a", "a.",
-    "-a", "a-b", "_a", "con", "CON.x", "Com1", "lpt¹", "conx", "a/b", "a\\b", "ä é", "日本", "x" * 100, "x" * 101, "a:b", "a\nb",
-    "a\0b", "\x7f", "{maria}", "{maria} {tom}", "cut", "dissolve 3", "dissolve 3.0", "dissolve 3.01", "dissolve 00.5",
-    "dissolve .5", "dissolve 2.", "fade 1 ", "Fade", "dissolve ٣", "256", "256 X 256", " 4K ", "480P", "12345678",
-    "1x2x3", "x" * 10_001, [], ["a"], ["a", ""], ["a"] * 65, [1], {}, {"a": 1}, "a~b", "a$b", "a`b", "a|b",
+    "-a", "a-b", "_a", "con", "CON.x", "Com1", "lpt¹", "conx", "a/b", "a\\b", "ä é", "日本", "x" * 100, "x" * 101,
+    "a:b", "a\nb", "a\0b", "\x7f", "{maria}", "{maria} {tom}", "cut", "dissolve 3", "dissolve 3.0",
+    "dissolve 3.01", "dissolve 00.5", "dissolve .5", "dissolve 2.", "fade 1 ", "Fade", "dissolve ٣", "256",
+    "256 X 256", " 4K ", "480P", "12345678", "1x2x3", "x" * 10_001, [], ["a"], ["a", ""], ["a"] * 65, [1], {},
+    {"a": 1}, "a~b", "a$b", "a`b", "a|b",
 )  # fmt: skip
 
 
