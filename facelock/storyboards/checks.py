@@ -220,15 +220,23 @@ def _recipes(defaults: Mapping[str, Any], shots: Shots, folder: Path) -> Found:
     general = defaults.get("recipe")
     if isinstance(general, str) and isinstance(load(general), str):
         yield ("defaults", "recipe"), str(load(general))
+    film: Recipe | None = None
     for index, shot in shots:
         place: Place = ("shots", index)
-        name = shot.get("recipe", defaults.get("recipe", "miniature"))
+        name = next((each for each in (shot.get("recipe"), general) if each is not None), "miniature")
         recipe = load(name) if isinstance(name, str) else None
         if isinstance(recipe, str):
             if "recipe" in shot:
                 yield (*place, "recipe"), recipe
         elif recipe:
+            film = film or recipe
             yield from _fits(recipe, shot, defaults, place)
+            if recipe.blueprint.fps != film.blueprint.fps and defaults.get("fps") is None:
+                yield place, f"{_rate(recipe)}, {_rate(film)}; a film has one rate"
+
+
+def _rate(recipe: Recipe) -> str:
+    return f"the recipe {recipe.name} makes {float(recipe.blueprint.fps):g} frames per second"
 
 
 def _loaded(name: str, folder: Path) -> Recipe | str:
@@ -243,10 +251,11 @@ def _fits(recipe: Recipe, shot: Mapping[str, Any], defaults: Mapping[str, Any], 
     rate, fps, seconds = recipe.blueprint.fps, _number(defaults.get("fps")), _number(shot.get("seconds"))
     if fps and abs(float(rate) - fps) > 1e-3:
         where = place if "recipe" in shot else ("defaults", "fps")
-        yield where, f"the recipe {recipe.name} makes {float(rate):g} frames per second, not {fps:g}"
-    problem = _size_problem(shot.get("size", defaults.get("size")), recipe)
+        yield where, f"{_rate(recipe)}, not {fps:g}"
+    size = shot.get("size")
+    problem = _size_problem(defaults.get("size") if size is None else size, recipe)
     if problem:
-        yield (*(place if "size" in shot else ("defaults",)), "size"), problem
+        yield (*(place if size is not None else ("defaults",)), "size"), problem
     if seconds and Fraction(seconds) * rate < Fraction(1, 2):
         yield (*place, "seconds"), f"{seconds:g} s is less than one frame of {float(1 / rate):.3f} s"
     low = recipe.blueprint
