@@ -26,6 +26,7 @@ from facelock.storyboards.edit import NAMES
 from facelock.storyboards.film import FilmFolder
 from facelock.storyboards.likeness import Sample
 from facelock.storyboards.plan import Plan
+from facelock.storyboards.render import retry
 from facelock.types import Faces, Sound, Status
 from facelock.video.writing import count_frames, probe, read_chunks
 
@@ -240,6 +241,17 @@ def test_an_edit_is_made_once_and_anew_when_a_shot_changes(home, tmp_path):
     assert render(home, tmp_path / "film", [{}, {}]).files["video"].stat().st_mtime_ns == stamp
     changed = render(home, tmp_path / "film", [{}, {"transition": "dissolve 0.25"}])
     assert changed.files["video"].stat().st_mtime_ns != stamp and count_frames(changed.files["video"]) == 33
+
+
+def test_the_report_counts_takes_that_were_no_better_too(home, tmp_path):
+    first = render(home, tmp_path / "film", [{"target": 0.5, "tries": 1}])
+    with pytest.MonkeyPatch.context() as patch:
+        parts = Parts(judge=toys.Judge(wrong=range(1000)), backbone=Backbone())
+        patch.setattr(Pipeline, "from_recipe", lambda recipe, device: Pipeline(recipe, parts))
+        patch.setattr("facelock.storyboards.render.require_ready", lambda *_, **__: None)
+        again = retry(first.folder, "1")
+    told = json.loads(again.files["report"].read_text())["shots"][0]
+    assert told["takes"] == again.shots[0].takes > first.shots[0].takes
 
 
 @pytest.mark.parametrize("kind", ["otio", "edl", "sheet", "page"])

@@ -81,7 +81,7 @@ class Cut:
 def _facts(shot: Placed) -> list[Any]:
     unit, take = shot.unit, shot.result.take
     facts = [unit.name, unit.prompt, unit.scene, unit.target, list(unit.characters), shot.result.outcome]
-    return [*facts, take.key if take else "", shot.start, shot.overlap, shot.fade]
+    return [*facts, shot.result.takes, take.key if take else "", shot.start, shot.overlap, shot.fade]
 
 
 def place(plan: Plan, film: Film) -> Cut:
