@@ -406,7 +406,11 @@ def test_the_timeline_opens_and_passes_a_round_trip(rich, tmp_path):
     opentimelineio.adapters.write_to_file(film, str(tmp_path / "again.otio"))
     again = opentimelineio.adapters.read_from_file(str(tmp_path / "again.otio"))
     assert film.is_equivalent_to(again) and film.name == "A <film>"
-    pictures, music = film.tracks
+    pictures, speech, music = film.tracks
+    assert [type(item).__name__ for item in speech] == ["Gap", "Clip", "Gap"]
+    assert speech[1].media_reference.target_url == "shots/s020.mp4" and not speech[1].markers
+    assert speech.range_of_child_at_index(1) == pictures.range_of_child_at_index(2)
+    assert [track.name for track in film.tracks] == ["V1", "A1", "A2"]
     first, dissolve, second, third = pictures
     assert dissolve.in_offset.value + dissolve.out_offset.value == 6
     assert [clip.source_range.duration.value for clip in (first, second, third)] == [15, 15, 18]

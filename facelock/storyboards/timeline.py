@@ -19,6 +19,7 @@ from facelock.errors import StorageError
 from facelock.files import publish, storage_error
 from facelock.report.model import LedgerEntry
 from facelock.storyboards.cut import Cut, Placed
+from facelock.storyboards.soundtrack import heard
 from facelock.types import Status
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class _Builder:
         import opentimelineio as otio
 
         self.otio, self.cut, self.folder, self.dissolves = otio, cut, folder, dissolves
+        self.own_rate = rate is None  # the XML's adapter cannot read such a track beside dissolves
         self.rate = float(rate or cut.fps)
         self.factor = int(rate / cut.fps) if rate else 1
 
@@ -138,8 +140,10 @@ class _Builder:
             if shot.overlap and self.dissolves:
                 pictures.append(self.dissolve(shot))
             pictures.append(self.clip(shot))
+        if self.own_rate and any(heard(shot) for shot in self.cut.shots):
+            film.tracks.append(self.speech())
         if board.audio:
-            film.tracks.append(self.sound(board.path(board.audio)))
+            film.tracks.append(self.sound(board.path(board.audio), len(film.tracks)))
         return film
 
     def time(self, frames: int) -> Any:
@@ -185,9 +189,19 @@ class _Builder:
         kind = self.otio.schema.TransitionTypes.SMPTE_Dissolve
         return self.otio.schema.Transition("dissolve", kind, self.time(half), self.time(shot.overlap - half))
 
-    def sound(self, path: Path) -> Any:
+    def speech(self) -> Any:
+        """The shots' own sounds, which their files hold, under their pictures; cut in the middle of dissolves."""
         otio = self.otio
         track = otio.schema.Track("A1", kind=otio.schema.TrackKind.Audio)
+        for shot in self.cut.shots:
+            clip = self.clip(shot)
+            clip.markers.clear()
+            track.append(clip if heard(shot) else otio.schema.Gap(source_range=clip.source_range))
+        return track
+
+    def sound(self, path: Path, number: int) -> Any:
+        otio = self.otio
+        track = otio.schema.Track(f"A{number}", kind=otio.schema.TrackKind.Audio)
         url = Path(os.path.relpath(path, self.folder)).as_posix()
         whole = self.range(0, self.cut.frames)
         track.append(otio.schema.Clip(path.name, otio.schema.ExternalReference(url, whole), whole))
