@@ -282,6 +282,15 @@ def test_transitions_take_at_most_half_of_a_shot_in_frames_too(home, tmp_path):
     assert len(frames(made.files["video"])) == cut.frames == 15 + 15 + FRAMES - 14
 
 
+def test_an_edl_of_names_with_spaces_is_read_back_as_one_track(home, tmp_path):
+    pytest.importorskip("otio_cmx3600_adapter")
+    import opentimelineio
+
+    made = render(home, tmp_path / "film", [{"name": "Szene ä 1"}, {"name": "b c"}])
+    film = opentimelineio.adapters.read_from_file(str(made.files["edl"]), rate=24)
+    assert [[clip.name for clip in track] for track in film.tracks] == [["Szene ä 1", "b c"]]
+
+
 def test_a_title_of_several_lines_is_one_in_an_edl(home, tmp_path):
     pytest.importorskip("otio_cmx3600_adapter")
     made = render(home, tmp_path / "film", [{}], title="one\n001  AX V C 00:00:00:00")

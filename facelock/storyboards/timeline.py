@@ -167,6 +167,8 @@ class _Builder:
         else:
             media = otio.schema.MissingReference("not made", available_range=available)
         clip = otio.schema.Clip(shot.unit.name, media, self.range(start, end - start), metadata=_facts(shot))
+        if not self.dissolves:  # an EDL's reel is one word; a name with a space would be read as two
+            clip.metadata["cmx_3600"] = {"reel": f"SHOT{shot.unit.index + 1:04d}"}
         rows = shot.report.ledger if shot.report else ()
         clip.markers.extend(self.marker(stretch) for stretch in doubtful(rows))
         return clip
