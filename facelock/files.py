@@ -13,6 +13,9 @@ from pathlib import Path
 
 from facelock.errors import InputError, OutputBusyError, StorageError
 
+PICTURES = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+"""Kinds of pictures that are opened: Pillow's other readers start programs (EPS) or have had more holes than users."""
+
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 

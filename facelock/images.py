@@ -21,10 +21,8 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from facelock.errors import InputError
-from facelock.files import open_input
+from facelock.files import PICTURES, open_input
 
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
-"""What is opened: Pillow's other readers start programs (EPS) or have had more holes than users."""
 MOST_PIXELS = 64_000_000
 LEAST_SIDE = 64
 MOST_ASPECT = 20
@@ -129,7 +127,7 @@ def _image(path: Path, file: io.BufferedReader) -> Image.Image:
                 "Give pip install 'facelock-video[heic]', or convert it to JPEG."
             ) from None
         return open_heif(file).to_pillow()
-    return Image.open(file, formats=FORMATS)
+    return Image.open(file, formats=PICTURES)
 
 
 def _check_size(path: Path, size: tuple[int, int]) -> None:

@@ -19,6 +19,8 @@ Place = tuple[str | int, ...]
 TABLES = frozenset({"model_type", "model_attributes_type", "dict_type"})
 LISTS = frozenset({"tuple_type", "list_type"})
 """What pydantic calls a value of another shape."""
+COUNTS = frozenset({"too_short", "too_long"})
+"""What it calls a list or a table of too few or too many."""
 
 
 def sentence(detail: ErrorDetails, root: type[BaseModel], whole: str) -> str:
@@ -36,10 +38,23 @@ def sentence(detail: ErrorDetails, root: type[BaseModel], whole: str) -> str:
         return f"{key}: must be a table{_found(detail)}"
     if detail["type"] in LISTS:
         return f"{key}: must be a list{_found(detail)}"
+    if detail["type"] in COUNTS:
+        return f"{key}: {_count(detail)}"
     message = detail["msg"].removeprefix("Value error, ").removeprefix(f"{key}: ").rstrip(".")
     if message.startswith(f"{key}."):  # it says itself where it is
         return message
     return f"{key}: {message[0].lower()}{message[1:]}{_found(detail)}"
+
+
+def _count(detail: ErrorDetails) -> str:
+    """``must have at least 1 item, not 0``: pydantic speaks of tuples and dictionaries, which no file has."""
+    limits = detail.get("ctx", {})
+    few = detail["type"] == "too_short"
+    wanted = limits["min_length"] if few else limits["max_length"]
+    items = "item" if wanted == 1 else "items"
+    return (
+        f"must have at {'least' if few else 'most'} {wanted} {items}, not {limits.get('actual_length') or 0}"
+    )
 
 
 def _found(detail: ErrorDetails) -> str:

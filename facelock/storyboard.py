@@ -34,7 +34,7 @@ from pydantic import (
 
 from facelock.errors import ConfigError
 from facelock.files import atomic_write
-from facelock.job import LARGEST_SEED, LONGEST_PROMPT, LONGEST_SECONDS, parse_size
+from facelock.job import LARGEST_SEED, LONGEST_PROMPT, LONGEST_SECONDS, NAMED_SIDES, parse_size
 
 SCHEMA: Literal["facelock.storyboard.v1"] = "facelock.storyboard.v1"
 MOST_SHOTS = 2000
@@ -43,8 +43,11 @@ LONGEST_TRANSITION = 3.0
 CHARACTER = re.compile(r"\{([^{}]*)\}")
 """A character in a prompt."""
 TRANSITIONS = ("cut", "fade", "dissolve")
-_TRANSITION = re.compile(rf"({'|'.join(TRANSITIONS)})(?: +(\d+(?:\.\d+)?))?")
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_TRANSITION = re.compile(rf"({'|'.join(TRANSITIONS)})(?: +([0-9]+(?:\.[0-9]+)?))?")
+_CONTROL = "\\u0000-\\u0008\\u000b\\u000c\\u000e-\\u001f\\u007f"
+"""All but tab and line breaks."""
+_CHARACTER_NAME = "[A-Za-z][A-Za-z0-9_-]{0,63}"
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[\d¹²³]|lpt[\d¹²³])(\..*)?", re.IGNORECASE)
 
 
 class Transition(NamedTuple):
@@ -77,6 +80,17 @@ def _checked_transition(value: str) -> str:
     return value
 
 
+def _any_case(word: str) -> str:
+    """A pattern, for JSON schemas have no flag for it: ``4k`` → ``4[Kk]``."""
+    return "".join(f"[{each.upper()}{each}]" if each.isalpha() else each for each in word)
+
+
+def _plain_text(value: str) -> str:
+    if re.search(f"[{_CONTROL}]", value):
+        raise ValueError("holds a control character; write plain text")
+    return value
+
+
 def safe_name(name: str) -> str:
     """The name itself when it can be a file's on any system, inside its folder; ``ValueError`` otherwise."""
     plain = unicodedata.normalize("NFC", name)
@@ -89,7 +103,7 @@ def safe_name(name: str) -> str:
 
 
 def _character_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,63}", name):
+    if not re.fullmatch(_CHARACTER_NAME, name):
         raise ValueError("a character's name must be a letter, then letters, digits, - or _")
     return name
 
@@ -98,30 +112,67 @@ def _one_or_more(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Text = Annotated[str, Field(max_length=LONGEST_PROMPT)]
+Text = Annotated[
+    str,
+    Field(max_length=LONGEST_PROMPT, json_schema_extra={"pattern": f"^[^{_CONTROL}]*$"}),
+    AfterValidator(_plain_text),
+]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Tries = Annotated[int, Field(ge=1, le=100)]
 FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
+_PATH = {"type": "string", "minLength": 1, "maxLength": 4096}
+_SIDE = "[0-9]{1,6}"
 Size = Annotated[
     str,
     BeforeValidator(_size),
     AfterValidator(_checked_size),
-    WithJsonSchema({"type": ["integer", "string"]}),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": 999_999},
+                {
+                    "type": "string",
+                    "pattern": rf"^\s*({_SIDE}(\s*[xX×]\s*{_SIDE})?|{'|'.join(map(_any_case, NAMED_SIDES))})\s*$",
+                },
+            ]
+        }
+    ),
 ]
 TransitionText = Annotated[
     str,
     AfterValidator(_checked_transition),
-    WithJsonSchema({"type": "string", "pattern": f"^{_TRANSITION.pattern}$"}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": rf"^({'|'.join(TRANSITIONS)})( +0*([0-2](\.[0-9]+)?|{LONGEST_TRANSITION:g}(\.0+)?))?$",
+        }
+    ),
 ]
 Faces = Annotated[
     tuple[FilePath, ...],
     BeforeValidator(_one_or_more),
     Field(min_length=1, max_length=64, strict=False),
+    WithJsonSchema({"anyOf": [_PATH, {"type": "array", "items": _PATH, "minItems": 1, "maxItems": 64}]}),
+]
+
+
+_DEVICES = "|".join(map(_any_case, ("con", "prn", "aux", "nul", "com[0-9¹²³]", "lpt[0-9¹²³]")))
+_BARRED = "\\u0000-\\u001f!-,/:-@\\[-^`{-\\u007f"
+"""What of ASCII is in no shot's name."""
+Name = Annotated[
+    str,
+    AfterValidator(safe_name),
     WithJsonSchema(
-        {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+        {
+            "type": "string",
+            "maxLength": 100,
+            "pattern": rf"^(?!.*\.\.)(?!.*[. ]$)(?!({_DEVICES})(\.|$))"
+            rf"[^ .{_BARRED}\-][^{_BARRED}]*$",
+        }
     ),
 ]
+_PROMPT = rf"^[^{{}}{_CONTROL}]*(\{{{_CHARACTER_NAME}\}}[^{{}}{_CONTROL}]*)+$"
 
 
 class _Part(BaseModel):
@@ -165,9 +216,13 @@ class Defaults(_Part):
 class Shot(_Part):
     """One clip of the film."""
 
-    name: Annotated[str, AfterValidator(safe_name)] | None = None
+    name: Name | None = None
     """Names its files; null: s010, s020, ... by place."""
-    prompt: Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT)]
+    prompt: Annotated[
+        str,
+        Field(min_length=1, max_length=LONGEST_PROMPT, json_schema_extra={"pattern": _PROMPT}),
+        AfterValidator(_plain_text),
+    ]
     """What it shows; ``{maria}`` stands for a character of the cast. At least one must be named."""
     seconds: float = Field(gt=0, le=LONGEST_SECONDS)
     seed: Seed | None = None
@@ -207,7 +262,11 @@ class Storyboard(_Part):
     """Sound of the whole film, under that of the shots."""
     cast: Annotated[
         Mapping[Annotated[str, AfterValidator(_character_name)], CastMember],
-        Field(min_length=1, max_length=64),
+        Field(
+            min_length=1,
+            max_length=64,
+            json_schema_extra={"propertyNames": {"pattern": f"^{_CHARACTER_NAME}$"}},
+        ),
     ]
     """Name of each character, as in ``{name}`` → its face."""
     defaults: Defaults = Defaults()
@@ -215,15 +274,17 @@ class Storyboard(_Part):
     _folder: Path = PrivateAttr(default=Path())
 
     @classmethod
-    def load(cls, path: str | Path) -> Storyboard:
+    def load(cls, path: str | Path, *, files: bool = True) -> Storyboard:
         """Read ``path`` (.yaml, .json, .csv, .fountain) and check it, files and recipes that it names included.
+
+        Without ``files``, faces and sounds need not be there yet.
 
         Raises :class:`ConfigError` with every mistake and its line, ``InputError`` for a file that cannot be
         read at all.
         """
         from facelock.storyboards.checks import checked
 
-        return checked(Path(path))
+        return checked(Path(path), files=files)
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], folder: str | Path = ".") -> Storyboard:

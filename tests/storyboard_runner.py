@@ -83,7 +83,7 @@ def main() -> None:
     root, *points = sys.argv[1:]
     home = Path(root)
     (home / "toy.toml").write_text(RECIPE)
-    (home / "maria.png").write_bytes(b"maria")
+    (home / "maria.png").write_bytes(toys.picture("maria"))
     toys.write_plainly(lambda name, value: mock.patch(name, value).start())
     mock.patch("facelock.storyboards.edit.write_film", lambda cut, path, _: join(cut, path)).start()
     mock.patch("facelock.storyboards.sheet.pictures", lambda *_: []).start()

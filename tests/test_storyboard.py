@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import toys
 
 from facelock import cli
 from facelock.errors import ConfigError, InputError
@@ -48,7 +49,7 @@ shots:
 @pytest.fixture
 def folder(tmp_path):
     for name in ("maria.png", "tom.png", "voice.wav"):
-        (tmp_path / name).write_bytes(b"x")
+        (tmp_path / name).write_bytes(toys.picture(name))
     return tmp_path
 
 
@@ -92,7 +93,7 @@ MATRIX = {
     "negative duration": (BOARD.replace("seconds: 2", "seconds: -2"), "line 11: shots.0.seconds: input should"),
     "nan": (BOARD.replace("seconds: 2", "seconds: .nan"), "line 11: shots.0.seconds: "),
     "inf": (BOARD.replace("seconds: 2", "seconds: .inf"), "line 11: shots.0.seconds: "),
-    "empty shots": (BOARD.split("shots:")[0] + "shots: []\n", "line 9: shots: tuple should have at least 1 item"),
+    "empty shots": (BOARD.split("shots:")[0] + "shots: []\n", "line 9: shots: must have at least 1 item, not 0"),
     "no shots": (BOARD.split("shots:")[0], "shots: is missing"),
     "unknown character": (BOARD.replace("{tom} n", "{tim} n"), "line 13: shots.1.prompt: {tim} is not in the cast"),
     "alias bomb": (BOMB + BOARD, "line 2: an alias (*) is not read here"),
@@ -106,6 +107,8 @@ MATRIX = {
     "no character": (BOARD.replace("{tom} n", "somebody n"), "names no character; write {maria}, {tom}"),
     "half a brace": (BOARD.replace("{tom} n", "{tom n"), "has a brace without its other half"),
     "no such face": (BOARD.replace("[tom.png", "[none.png"), "line 6: cast.tom.face: there is no file 'none.png'"),
+    "no picture": (BOARD.replace("[tom.png", "[board.yaml"), "line 6: cast.tom.face: 'board.yaml' is no picture"),
+    "two rates": (BOARD.replace("seed: 3", "recipe: wan2.1-vace-1.3b"), "line 12: shots.1: the recipe wan2.1-vace"),
     "an address": (BOARD.replace("voice.wav", "http://127.0.0.1/x.wav"), "only files on this machine"),
     "no such recipe": (BOARD.replace("seed: 7", "recipe: minature"), "did you mean 'miniature'"),
     "wrong rate": (BOARD.replace("seed: 7", "fps: 25"), "line 8: defaults.fps: the recipe miniature makes 12"),
@@ -359,7 +362,7 @@ def test_a_shot_too_long_for_a_blueprint_that_cannot_continue_is_a_mistake(folde
     shot = "    recipe: consisid-5b\n    seconds: 60"
     message = mistakes(folder, BOARD.replace("    seconds: 2", shot, 1))
     assert "shots.0.seconds: This recipe writes one clip of 6.1 seconds" in message
-    assert "shots.1" not in message
+    assert "shots.1.seconds" not in message
 
 
 @pytest.mark.parametrize("verb", ["render", "retry"])

@@ -60,7 +60,7 @@ def build(recipe, device):
 
 def board(folder):
     (folder / "toy.toml").write_text(RECIPE)
-    (folder / "maria.png").write_bytes(b"maria")
+    (folder / "maria.png").write_bytes(toys.picture("maria"))
     shots = [{"prompt": f"{{maria}} {word}", "seconds": FRAMES / 12} for word in WORDS]
     shots += [{**shots[0], "seed": 1}, {**shots[0], "seed": 1}]  # the same work twice
     data = {"schema": "facelock.storyboard.v1", "cast": {"maria": {"face": "maria.png"}}, "shots": shots}
@@ -117,7 +117,7 @@ def test_lost_workers_are_survived_with_the_same_bytes(local, tmp_path, monkeypa
 @ray
 def test_more_than_there_is_is_refused_at_once(tmp_path):
     plan = Plan.of(board(tmp_path))
-    with pytest.raises(EnvironmentFailure, match="has 0 GPUs, and 1 workers need one each"):
+    with pytest.raises(EnvironmentFailure, match="has 0 GPUs, one for each worker, and 1 is wanted"):
         film = FilmFolder(tmp_path / "film")
         cluster.make_on_cluster(plan, film, lambda _: None, Cluster(device="cuda"), build)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import wave
 from fractions import Fraction
 
@@ -20,8 +21,12 @@ from facelock.pipeline import Pipeline
 from facelock.report.model import LedgerEntry, Report
 from facelock.storyboard import Storyboard
 from facelock.storyboards import likeness, splice, timeline
+from facelock.storyboards.cut import place
 from facelock.storyboards.edit import NAMES
+from facelock.storyboards.film import FilmFolder
 from facelock.storyboards.likeness import Sample
+from facelock.storyboards.plan import Plan
+from facelock.storyboards.render import retry
 from facelock.types import Faces, Sound, Status
 from facelock.video.writing import count_frames, probe, read_chunks
 
@@ -57,7 +62,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("board")
     (folder / "toy.toml").write_text(RECIPE)
     for name in ("maria", "tom"):
-        (folder / f"{name}.png").write_bytes(name.encode())
+        (folder / f"{name}.png").write_bytes(toys.picture(name))
     for name, pitch in (("low", 440), ("high", 880)):
         with wave.open(str(folder / f"{name}.wav"), "wb") as sound:
             sound.setparams((1, 2, 8000, 0, "NONE", ""))
@@ -122,6 +127,15 @@ def test_a_film_of_cuts_holds_every_frame_of_the_shots_unchanged(plain):
     assert packets[0].find(packets[1][-200:-100]) > 0  # copied as they are
 
 
+def test_only_where_decoding_can_begin_is_a_key_frame(plain):
+    """The toys' noise makes every frame an I frame, which ffmpeg's demuxers take for key frames: the index must not."""
+    data = plain.files["video"].read_bytes()
+    table = data[data.index(b"stss") + 8 :]
+    count = int.from_bytes(table[:4], "big")
+    listed = [int.from_bytes(table[4 + 4 * n : 8 + 4 * n], "big") - 1 for n in range(count)]
+    assert listed == [shot * FRAMES + chunk for shot in range(3) for chunk in (0, 6, 10, 14)]
+
+
 def test_a_dissolve_overlaps_and_a_fade_does_not(rich):
     film, length = rich.files["video"], 6
     seen = levels(film)
@@ -139,10 +153,6 @@ def test_a_dissolve_overlaps_and_a_fade_does_not(rich):
 
 
 def test_only_transitions_are_encoded_again(rich, tmp_path):
-    from facelock.storyboards.cut import place
-    from facelock.storyboards.film import FilmFolder
-    from facelock.storyboards.plan import Plan
-
     cut = place(Plan.of(FilmFolder(rich.folder).load_board()), rich)
     # chunks begin at 0, 6, 10, 14: six frames of fade end at a key frame, as do six of dissolve
     assert splice.write_film(cut, tmp_path / "again.mp4", tmp_path) == 12
@@ -194,6 +204,15 @@ def test_sounds_lie_where_their_shots_do(rich):
     assert min(low[:3]) > 0.15 and low[3] < 0.01  # three seconds, then silence
 
 
+def test_one_sound_in_several_shots_and_under_the_film(home, tmp_path):
+    shots = [{"audio": "high.wav"}, {"audio": "high.wav"}, {"audio": "low.wav"}]
+    samples = sound(render(home, tmp_path / "film", shots, audio="high.wav").files["video"])
+    seconds = [samples[int(a * 48000) : int(b * 48000)] for a, b in ((0.1, 1.4), (1.6, 2.9), (3.1, 4.4))]
+    high = [round(loudness(part, 880), 2) for part in seconds]
+    assert 0.33 < high[0] < 0.37 and 0.33 < high[1] < 0.37 and high[2] < 0.02  # twice .17; the file has 3 s
+    assert [loudness(part, 440) > 0.15 for part in seconds] == [False, False, True]
+
+
 class Humming(Backbone):
     """Hums at 432 Hz to whom it talks, at 864 Hz otherwise: whole waves in every frame, so that chunks fit."""
 
@@ -222,6 +241,60 @@ def test_an_edit_is_made_once_and_anew_when_a_shot_changes(home, tmp_path):
     assert render(home, tmp_path / "film", [{}, {}]).files["video"].stat().st_mtime_ns == stamp
     changed = render(home, tmp_path / "film", [{}, {"transition": "dissolve 0.25"}])
     assert changed.files["video"].stat().st_mtime_ns != stamp and count_frames(changed.files["video"]) == 33
+
+
+def test_the_report_counts_takes_that_were_no_better_too(home, tmp_path):
+    first = render(home, tmp_path / "film", [{"target": 0.5, "tries": 1}])
+    with pytest.MonkeyPatch.context() as patch:
+        parts = Parts(judge=toys.Judge(wrong=range(1000)), backbone=Backbone())
+        patch.setattr(Pipeline, "from_recipe", lambda recipe, device: Pipeline(recipe, parts))
+        patch.setattr("facelock.storyboards.render.require_ready", lambda *_, **__: None)
+        again = retry(first.folder, "1")
+    told = json.loads(again.files["report"].read_text())["shots"][0]
+    assert told["takes"] == again.shots[0].takes > first.shots[0].takes
+
+
+@pytest.mark.parametrize("kind", ["otio", "edl", "sheet", "page"])
+def test_a_file_of_the_edit_that_is_lost_is_made_again(rich, home, tmp_path, kind):
+    folder = tmp_path / "film"
+    shutil.copytree(rich.folder, folder)
+    lost = folder / rich.files[kind].name
+    before = lost.read_bytes()
+    lost.unlink()
+    shots = [
+        {"transition": "fade 0.5"},
+        {"transition": "dissolve 0.5", "audio": "high.wav"},
+        {"scene": "two"},
+    ]
+    render(home, folder, shots, audio="low.wav")
+    assert lost.read_bytes() == before
+
+
+def test_transitions_take_at_most_half_of_a_shot_in_frames_too(home, tmp_path):
+    shots = [
+        {"seconds": 1.25},
+        {"seconds": 1.25, "transition": "dissolve 0.625"},
+        {"transition": "dissolve 0.6"},
+    ]
+    made = render(home, tmp_path / "film", shots)  # 7.5 frames of 15: 8 and 7 would be one too many
+    cut = place(Plan.of(FilmFolder(made.folder).load_board()), made)
+    assert [shot.overlap for shot in cut.shots] == [0, 7, 7]
+    assert len(frames(made.files["video"])) == cut.frames == 15 + 15 + FRAMES - 14
+
+
+def test_an_edl_of_names_with_spaces_is_read_back_as_one_track(home, tmp_path):
+    pytest.importorskip("otio_cmx3600_adapter")
+    import opentimelineio
+
+    made = render(home, tmp_path / "film", [{"name": "Szene ä 1"}, {"name": "b c"}])
+    film = opentimelineio.adapters.read_from_file(str(made.files["edl"]), rate=24)
+    assert [[clip.name for clip in track] for track in film.tracks] == [["Szene ä 1", "b c"]]
+
+
+def test_a_title_of_several_lines_is_one_in_an_edl(home, tmp_path):
+    pytest.importorskip("otio_cmx3600_adapter")
+    made = render(home, tmp_path / "film", [{}], title="one\n001  AX V C 00:00:00:00")
+    assert made.files["edl"].read_text().splitlines()[0] == "TITLE: one 001 AX V C 00:00:00:00"
 
 
 def test_a_film_with_a_failed_shot_is_not_shipped(home, tmp_path):
@@ -306,19 +379,32 @@ def test_a_gap_or_another_status_begins_another_stretch():
 
 
 def test_rates_that_editors_count_in():
-    assert [timeline.smpte_rate(Fraction(rate)) for rate in (12, 24, 25, 16, 30, 7)] == [
-        24,
-        24,
-        25,
-        48,
-        30,
-        None,
-    ]
+    rates = {12: 24, 24: 24, 25: 25, 16: 48, 30: 30, 7: None}
+    ntsc = Fraction(1000, 1001)
+    rates |= {24 * ntsc: 24 * ntsc, 12 * ntsc: 24 * ntsc, 30 * ntsc: 30 * ntsc, 60 * ntsc: 60 * ntsc}
+    assert {fps: timeline.smpte_rate(Fraction(fps)) for fps in rates} == rates
 
 
 otio = pytest.mark.skipif(
     not timeline.importlib.util.find_spec("opentimelineio"), reason="needs opentimelineio (extra storyboard)"
 )
+
+
+@otio
+@pytest.mark.parametrize("fps", ["24000/1001", "30000/1001"])
+def test_television_s_rates_keep_cuts_and_markers(home, tmp_path, fps):
+    import opentimelineio
+
+    (home / "ntsc.toml").write_text(RECIPE.replace("fps = 12", f'fps = "{fps}"'))
+    shots = [{"recipe": "ntsc.toml", "seconds": seconds} for seconds in (1, 0.5)]
+    made = render(home, tmp_path / "film", shots, wrong=range(4, 8))
+    first = round(Fraction(fps))
+    for kind, options in (("xml", {}), ("edl", {"rate": float(Fraction(fps))})):
+        film = opentimelineio.adapters.read_from_file(str(made.files[kind]), **options)
+        clips = list(film.tracks[0])
+        assert [clip.source_range.duration.value for clip in clips] == [first, first / 2]
+        if (kind, first) != ("edl", 30):  # the adapter reads no marker that it wrote at a drop-frame rate
+            assert [[m.marked_range.start_time.value for m in clip.markers] for clip in clips] == [[4], [4]]
 
 
 @otio
@@ -329,7 +415,11 @@ def test_the_timeline_opens_and_passes_a_round_trip(rich, tmp_path):
     opentimelineio.adapters.write_to_file(film, str(tmp_path / "again.otio"))
     again = opentimelineio.adapters.read_from_file(str(tmp_path / "again.otio"))
     assert film.is_equivalent_to(again) and film.name == "A <film>"
-    pictures, music = film.tracks
+    pictures, speech, music = film.tracks
+    assert [type(item).__name__ for item in speech] == ["Gap", "Clip", "Gap"]
+    assert speech[1].media_reference.target_url == "shots/s020.mp4" and not speech[1].markers
+    assert speech.range_of_child_at_index(1) == pictures.range_of_child_at_index(2)
+    assert [track.name for track in film.tracks] == ["V1", "A1", "A2"]
     first, dissolve, second, third = pictures
     assert dissolve.in_offset.value + dissolve.out_offset.value == 6
     assert [clip.source_range.duration.value for clip in (first, second, third)] == [15, 15, 18]

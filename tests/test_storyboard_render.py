@@ -97,7 +97,7 @@ def parts(monkeypatch, tmp_path):
     monkeypatch.setattr("facelock.storyboards.render.make_edit", lambda *_: {})
     (tmp_path / "toy.toml").write_text(RECIPE)
     for name in ("maria", "tom"):
-        (tmp_path / f"{name}.png").write_bytes(name.encode())
+        (tmp_path / f"{name}.png").write_bytes(toys.picture(name))
     monkeypatch.chdir(tmp_path)
     return made
 
@@ -157,7 +157,7 @@ def test_a_shot_that_is_taken_out_leaves_the_folder(parts):
 def test_a_changed_face_is_another_take(parts, tmp_path):
     facelock.render(board(), "film")
     calls = len(parts.backbone.calls)
-    (tmp_path / "tom.png").write_bytes(b"another tom")
+    (tmp_path / "tom.png").write_bytes(toys.picture("another tom"))
     facelock.render(board(), "film")
     assert len(parts.backbone.calls) == calls + 2
 
@@ -384,6 +384,23 @@ def test_status_needs_no_models(parts):
         status_lines("nowhere")
 
 
+def test_status_does_not_need_the_files_that_the_storyboard_names(parts, tmp_path):
+    facelock.render(board(), "film")
+    (tmp_path / "tom.png").unlink()
+    assert status_lines("film")[-1].startswith("3 of 3 shots accepted")
+    (tmp_path / "film" / "board.json").write_text("{")
+    with pytest.raises(InputError, match=r"is damaged\. Render the storyboard again"):
+        status_lines("film")
+
+
+def test_a_film_s_own_sound_is_looked_at_before_the_first_shot(parts, tmp_path):
+    (tmp_path / "talk.wav").write_bytes(b"not sound")
+    whole = Storyboard.from_data({**board().data(), "audio": "talk.wav"}, tmp_path)
+    with pytest.raises(InputError, match=r"talk\.wav"):
+        facelock.render(whole, "film")
+    assert not parts.backbone.calls
+
+
 def command(capsys, *arguments):
     with pytest.raises(SystemExit) as left:
         cli.main([str(argument) for argument in arguments])
@@ -399,6 +416,17 @@ def test_the_commands(parts, capsys):
     assert code == 0 and json.loads(out)["shots"][2]["number"] == 1
     code, out, _ = command(capsys, "storyboard", "status", "film")
     assert code == 0 and out.count("accepted, take") == 3
+
+
+@pytest.mark.parametrize("verb", [["render", "board.yaml", "-o", "film"], ["retry", "film", "--shot", "1"]])
+def test_a_busy_folder_is_said_before_anything_is_loaded(parts, capsys, tmp_path, verb):
+    board().save("board.yaml")
+    (tmp_path / "film").mkdir()
+    handle = os.open(tmp_path / "film", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    code, _, err = command(capsys, "storyboard", *verb)
+    os.close(handle)
+    assert code == 5 and "another run is writing it" in err and "loading" not in err
 
 
 def test_a_missed_target_leaves_with_4(parts, capsys):

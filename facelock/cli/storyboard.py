@@ -52,11 +52,14 @@ def convert(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Where to: .yaml, .json or .csv.")],
     debug: Debug = False,
 ) -> None:
-    """Write BOARD in another form; nothing is lost between YAML and JSON."""
+    """Write BOARD in another form; nothing is lost between YAML and JSON but comments.
+
+    The files that it names need not be there yet.
+    """
     from facelock.storyboard import Storyboard
 
     with running(True, debug):
-        Storyboard.load(board).save(output)
+        Storyboard.load(board, files=False).save(output)
 
 
 RENDER_EXAMPLES = """\
@@ -99,9 +102,11 @@ def render(
     missed it every time; the others are kept.
     """
     from facelock.storyboard import Storyboard
+    from facelock.storyboards.film import require_free
 
     with running(quiet, debug, RESUME_HINT) as display:
         storyboard = Storyboard.load(board)
+        require_free(output)
         display.say("loading")
         from facelock.storyboards.render import render as run
 
@@ -134,7 +139,10 @@ def retry(
 
     --vram holds for that shot from then on; so does render's for all shots, until another is given.
     """
+    from facelock.storyboards.film import require_free
+
     with running(quiet, debug, RESUME_HINT) as display:
+        require_free(film)
         display.say("loading")
         from facelock.storyboards.render import retry as run
 

@@ -7,22 +7,28 @@ torch.
 from __future__ import annotations
 
 import unicodedata
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
 
 from facelock.blueprint import refuse_continuation
 from facelock.errors import ConfigError, InputError
+from facelock.files import PICTURES
 from facelock.job import check_size, parse_size
 from facelock.mistakes import Place, did_you_mean, sentence
 from facelock.recipe import Recipe, load_recipe
 from facelock.storyboard import CHARACTER, Storyboard, default_name, is_file_recipe
 from facelock.storyboards.reading import Mistake, Source, read_source
 
+MOST_TOLD = 100
+"""Mistakes that a message lists."""
 Found = Iterator[tuple[Place, str]]
 
 
@@ -31,16 +37,21 @@ class StoryboardError(ConfigError):
 
     def __init__(self, path: Path, mistakes: list[Mistake]) -> None:
         self.mistakes = mistakes
-        listed = "\n  ".join(map(str, mistakes))
+        listed = "\n  ".join(map(str, mistakes[:MOST_TOLD]))
+        if len(mistakes) > MOST_TOLD:
+            listed += f"\n  and {len(mistakes) - MOST_TOLD} more"
         count = "a mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         super().__init__(f"{path}: {count}.\n  {listed}\nCorrect the storyboard.")
 
 
-def checked(path: Path) -> Storyboard:
-    """Read and check the storyboard at ``path``; :class:`StoryboardError` lists every mistake."""
+def checked(path: Path, *, files: bool = True) -> Storyboard:
+    """Read and check the storyboard at ``path``; :class:`StoryboardError` lists every mistake.
+
+    Without ``files``, faces and sounds need not be there yet.
+    """
     source = read_source(path)
     folder = path.absolute().parent
-    board = _validated(source, folder)
+    board = _validated(source, folder, files)
     if source.mistakes:
         unique = {str(mistake): mistake for mistake in source.mistakes}
         raise StoryboardError(path, sorted(unique.values(), key=lambda mistake: mistake.line or 0))
@@ -57,7 +68,7 @@ def require_sound(board: Storyboard) -> None:
         raise StoryboardError(Path("the storyboard"), mistakes)
 
 
-def _validated(source: Source, folder: Path) -> Storyboard | None:
+def _validated(source: Source, folder: Path, files: bool) -> Storyboard | None:
     """The storyboard, where its values fit; mistakes go to ``source``."""
     if source.data is None and source.mistakes:
         return None  # nothing could be read
@@ -76,17 +87,18 @@ def _validated(source: Source, folder: Path) -> Storyboard | None:
             ):
                 continue  # too few only because of mistakes that are told anyway
             source.complain(place, sentence(detail, Storyboard, "storyboard"))
-    for place, text in semantic_mistakes(source.data, folder):
+    for place, text in semantic_mistakes(source.data, folder, files=files):
         source.complain(place, f"{'.'.join(map(str, place))}: {text}" if place else text)
     return board
 
 
-def semantic_mistakes(data: Mapping[str, Any], folder: Path) -> Found:
+def semantic_mistakes(data: Mapping[str, Any], folder: Path, *, files: bool = True) -> Found:
     """What no schema sees: unknown characters, two shots with one name, missing files, sizes that do not fit."""
     shots = [(index, shot) for index, shot in enumerate(_items(data.get("shots"))) if isinstance(shot, dict)]
     yield from _names(shots)
     yield from _characters(_mapping(data.get("cast")), shots)
-    yield from _files(data, shots, folder)
+    if files:
+        yield from _files(data, shots, folder)
     yield from _transitions(shots)
     yield from _recipes(_mapping(data.get("defaults")), shots, folder)
 
@@ -132,14 +144,17 @@ def _characters(cast: Mapping[str, Any], shots: Shots) -> Found:
 
 
 def _files(data: Mapping[str, Any], shots: Shots, folder: Path) -> Found:
-    given: list[tuple[Place, Any]] = [(("audio",), data.get("audio"))]
-    given += [(("shots", index, "audio"), shot.get("audio")) for index, shot in shots]
+    sounds: list[tuple[Place, Any]] = [(("audio",), data.get("audio"))]
+    sounds += [(("shots", index, "audio"), shot.get("audio")) for index, shot in shots]
+    faces: list[tuple[Place, Any]] = []
     for name, member in _mapping(data.get("cast")).items():
-        faces = _mapping(member).get("face")
-        given += [(("cast", name, "face"), face) for face in (_items(faces) or [faces])]
-    for place, path in given:
-        if isinstance(path, str) and path:
-            problem = _file_problem(path, folder)
+        several = _mapping(member).get("face")
+        faces += [(("cast", name, "face"), face) for face in (_items(several) or [several])]
+    for given, problem_of in ((sounds, _sound_problem), (faces, _face_problem)):
+        for place, path in given:
+            problem = (
+                isinstance(path, str) and path and (_file_problem(path, folder) or problem_of(folder / path))
+            )
             if problem:
                 yield place, problem
 
@@ -153,6 +168,28 @@ def _file_problem(path: str, folder: Path) -> str | None:
         return f"there is no file {path!r} beside the storyboard"
     except (OSError, ValueError):  # too long, or with a zero byte
         return f"{path[:80]!r} cannot be a file's name"
+
+
+def _sound_problem(path: Path) -> str | None:
+    return None if path.stat().st_size else f"{path.name!r} is empty"
+
+
+def _face_problem(path: Path) -> str | None:
+    """Whether a file begins like a picture or is called a ``.face``; what it shows, the first take tells."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError as error:
+        return f"{path.name!r} cannot be read ({error.strerror})"
+    if path.suffix.lower() == ".face" or head[4:8] == b"ftyp":  # HEIC and AVIF
+        return None
+    with warnings.catch_warnings(), suppress(OSError, ValueError, Image.DecompressionBombError):
+        warnings.simplefilter("ignore")
+        try:
+            Image.open(path, formats=PICTURES).close()
+        except UnidentifiedImageError:
+            return f"{path.name!r} is no picture; give a JPEG, PNG, WebP, AVIF or TIFF, or a .face file"
+    return None
 
 
 def _transitions(shots: Shots) -> Found:
@@ -183,15 +220,23 @@ def _recipes(defaults: Mapping[str, Any], shots: Shots, folder: Path) -> Found:
     general = defaults.get("recipe")
     if isinstance(general, str) and isinstance(load(general), str):
         yield ("defaults", "recipe"), str(load(general))
+    film: Recipe | None = None
     for index, shot in shots:
         place: Place = ("shots", index)
-        name = shot.get("recipe", defaults.get("recipe", "miniature"))
+        name = next((each for each in (shot.get("recipe"), general) if each is not None), "miniature")
         recipe = load(name) if isinstance(name, str) else None
         if isinstance(recipe, str):
             if "recipe" in shot:
                 yield (*place, "recipe"), recipe
         elif recipe:
+            film = film or recipe
             yield from _fits(recipe, shot, defaults, place)
+            if recipe.blueprint.fps != film.blueprint.fps and defaults.get("fps") is None:
+                yield place, f"{_rate(recipe)}, {_rate(film)}; a film has one rate"
+
+
+def _rate(recipe: Recipe) -> str:
+    return f"the recipe {recipe.name} makes {float(recipe.blueprint.fps):g} frames per second"
 
 
 def _loaded(name: str, folder: Path) -> Recipe | str:
@@ -206,10 +251,11 @@ def _fits(recipe: Recipe, shot: Mapping[str, Any], defaults: Mapping[str, Any], 
     rate, fps, seconds = recipe.blueprint.fps, _number(defaults.get("fps")), _number(shot.get("seconds"))
     if fps and abs(float(rate) - fps) > 1e-3:
         where = place if "recipe" in shot else ("defaults", "fps")
-        yield where, f"the recipe {recipe.name} makes {float(rate):g} frames per second, not {fps:g}"
-    problem = _size_problem(shot.get("size", defaults.get("size")), recipe)
+        yield where, f"{_rate(recipe)}, not {fps:g}"
+    size = shot.get("size")
+    problem = _size_problem(defaults.get("size") if size is None else size, recipe)
     if problem:
-        yield (*(place if "size" in shot else ("defaults",)), "size"), problem
+        yield (*(place if size is not None else ("defaults",)), "size"), problem
     if seconds and Fraction(seconds) * rate < Fraction(1, 2):
         yield (*place, "seconds"), f"{seconds:g} s is less than one frame of {float(1 / rate):.3f} s"
     low = recipe.blueprint

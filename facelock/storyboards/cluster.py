@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -38,7 +39,10 @@ BUSY_TRIES = 7200
 
 
 class Actor:
-    """What runs in each process: a :class:`Worker` whose events go to a queue."""
+    """What runs in each process: a :class:`Worker` whose events go to the queue of that name.
+
+    A name, not the queue itself: Ray warns of handles that a restarted actor may not find again.
+    """
 
     def __init__(
         self,
@@ -46,13 +50,14 @@ class Actor:
         folder: str,
         film: str,
         device: str,
-        queue: Any,
+        queue: str,
         build: Build | None,
         vram: Mapping[str, int | None],
     ) -> None:
         board = Storyboard.from_data(data, folder)
         self.plan = Plan.of(board).planned(vram)
-        self.queue = queue
+        self._queue_name = queue
+        self._queue: Any = None
         self.worker = Worker(board, FilmFolder(film), self._tell, device, build)
 
     def base(self, index: int) -> str | None:
@@ -71,7 +76,10 @@ class Actor:
         raise OutputBusyError(f"{unit.name}: another worker does not finish it. Stop that one first.")
 
     def _tell(self, event: Event) -> None:
-        self.queue.put(event)
+        import ray
+
+        self._queue = self._queue or ray.get_actor(self._queue_name)
+        ray.get(self._queue.put.remote(event))
 
 
 def make_on_cluster(
@@ -87,12 +95,13 @@ def make_on_cluster(
         count = max(1, min(slots, len(plan.units)))
         from ray.util.queue import Queue
 
-        queue = Queue(actor_options={"num_cpus": 0})
+        name = f"facelock-{uuid.uuid4().hex}"
+        queue = Queue(actor_options={"num_cpus": 0, "name": name})
         device = cluster.device if cluster.device != "auto" else "cuda" if gpus else "cpu"
         actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Actor)
         board = plan.board
         vram = {unit.name: unit.recipe.memory.vram for unit in plan.units}
-        given = (board.data(), str(board.folder), str(film.folder), device, queue, build, vram)
+        given = (board.data(), str(board.folder), str(film.folder), device, name, build, vram)
         logger.info("%d workers on %s", count, "one GPU each" if gpus else "one CPU core each")
         _Pool(ray, [actor.remote(*given) for _ in range(count)], queue, plan, film, tell).run()
 
@@ -265,7 +274,8 @@ def _slots(ray: Any, cluster: Cluster) -> tuple[int, int]:
     if most < 1 or wanted > most:
         kind = "GPUs" if on_gpu else "CPU cores"
         raise EnvironmentFailure(
-            f"The Ray cluster has {gpus if on_gpu else cpus} {kind}, and {max(wanted, 1)} workers need one each. "
+            f"The Ray cluster has {gpus if on_gpu else cpus} {kind}, one for each worker, and {max(wanted, 1)} "
+            f"{'is' if wanted <= 1 else 'are'} wanted. "
             "Give fewer --workers, another --device, or add nodes."
         )
     return wanted, int(on_gpu)

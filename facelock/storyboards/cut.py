@@ -81,14 +81,14 @@ class Cut:
 def _facts(shot: Placed) -> list[Any]:
     unit, take = shot.unit, shot.result.take
     facts = [unit.name, unit.prompt, unit.scene, unit.target, list(unit.characters), shot.result.outcome]
-    return [*facts, take.key if take else "", shot.start, shot.overlap, shot.fade]
+    return [*facts, shot.result.takes, take.key if take else "", shot.start, shot.overlap, shot.fade]
 
 
 def place(plan: Plan, film: Film) -> Cut:
     """Lay the shots out. Raises ``InputError`` for a report that cannot be read."""
     shots: list[Placed] = []
     for unit, result in zip(plan.units, film.shots, strict=True):
-        frames = round(unit.begins.seconds * plan.fps)
+        frames = _length(unit, shots[-1].frames if shots else unit.frames, plan.fps)
         overlap = frames if unit.begins.kind == "dissolve" and shots else 0
         start = shots[-1].start + shots[-1].frames - overlap if shots else 0
         fade = frames if unit.begins.kind == "fade" else 0
@@ -99,6 +99,11 @@ def place(plan: Plan, film: Film) -> Cut:
         for s, later in zip(shots, after, strict=True)
     )
     return Cut(plan, placed)
+
+
+def _length(unit: Unit, before: int, fps: Fraction) -> int:
+    """Frames of a shot's transition: at most half of the shorter shot, whatever was rounded up."""
+    return min(round(unit.begins.seconds * fps), before // 2, unit.frames // 2)
 
 
 def _report(result: ShotResult) -> Report | None:

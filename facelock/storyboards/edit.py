@@ -19,7 +19,7 @@ from facelock.storyboards.soundtrack import sounds
 from facelock.storyboards.splice import write_film
 from facelock.storyboards.summary import film_report, render_page
 from facelock.storyboards.takes import Worker
-from facelock.storyboards.timeline import write_timelines
+from facelock.storyboards.timeline import writable, write_timelines
 from facelock.weights import sha256_file
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def make_edit(plan: Plan, folder: FilmFolder, film: Film, worker: Worker) -> dic
     cut = place(plan, film)
     key = cut.key([sha256_file(path) for path in sounds(cut)])
     present = {kind: folder.folder / name for kind, name in NAMES.items() if (folder.folder / name).is_file()}
-    if folder.edit == key and ("video" in present) is not bool(film.failed):
+    if folder.edit == key and set(present) >= expected(cut):
         return present
     folder.edit = ""
     folder.write()
@@ -51,6 +51,12 @@ def make_edit(plan: Plan, folder: FilmFolder, film: Film, worker: Worker) -> dic
     folder.edit = key
     folder.write()
     return made
+
+
+def expected(cut: Cut) -> set[str]:
+    """Kinds of files that the edit of ``cut`` has on this machine."""
+    failed = any(shot.report is None for shot in cut.shots)
+    return {"sheet", "report", "page"} | writable(cut) | (set() if failed else {"video"})
 
 
 def _write(cut: Cut, folder: FilmFolder, film: Film, worker: Worker) -> dict[str, Path]:

@@ -188,13 +188,21 @@ class FilmFolder:
         }
         atomic_write(self.state, (json.dumps(data, indent=1) + "\n").encode())
 
-    def load_board(self) -> Storyboard:
-        """The storyboard that was rendered here last. Raises ``InputError`` where none was."""
+    def load_board(self, *, checked: bool = True) -> Storyboard:
+        """The storyboard that was rendered here last, whether or not its files are still there unless ``checked``.
+
+        Raises ``InputError`` where none was, ``ConfigError`` for one with mistakes.
+        """
         if not self.board.is_file():
             raise InputError(
                 f"{self.folder}: no film was begun here. Give 'facelock storyboard render' first."
             )
-        return Storyboard.load(self.board)
+        if checked:
+            return Storyboard.load(self.board)
+        try:
+            return Storyboard.from_data(json.loads(self.board.read_bytes()), self.folder)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.board}: is damaged. Render the storyboard again.") from error
 
     def files(self, key: str) -> ClipFiles:
         """Files of a take."""
@@ -236,6 +244,13 @@ class FilmFolder:
             return True
 
 
+def require_free(folder: str | Path) -> None:
+    """Raise ``OutputBusyError`` while a run holds ``folder``: at once, before anything is loaded."""
+    if Path(folder).is_dir():
+        with locked(Path(folder).absolute()):
+            pass
+
+
 def _record(stored: Mapping[str, Any]) -> ShotRecord:
     takes = tuple(Take(**take) for take in stored["takes"])
     vram = stored.get("vram")
@@ -263,7 +278,7 @@ def status_lines(folder: str | Path) -> list[str]:
     from facelock.storyboards.plan import Plan
 
     film = FilmFolder(folder)
-    units = Plan.of(film.load_board()).units
+    units = Plan.of(film.load_board(checked=False)).units
     film.read()
     busy = film.busy()
     results = [result_of(film, unit.name, unit.target) for unit in units]

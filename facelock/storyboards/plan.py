@@ -10,6 +10,7 @@ Loads recipes but no model; knows no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -98,10 +99,17 @@ class Cost:
     """If no shot ever met its target."""
 
     def __str__(self) -> str:
+        shots, characters, frames, chunks, steps, takes = (
+            f"{count} {word}{'s' * (count != 1)}"
+            for count, word in (
+                (self.shots, "shot"), (self.characters, "character"), (self.frames, "frame"), (self.chunks, "chunk"),
+                (self.steps, "denoising step"), (self.shots, "take"),
+            )
+        )  # fmt: skip
         return (
-            f"{self.shots} shots, {self.characters} characters, {self.seconds:.1f} s: {self.frames} frames in "
-            f"{self.chunks} chunks ({self.steps} denoising steps), up to {self.bytes / 2**20:.0f} MiB of disk; "
-            f"{self.shots} takes if every shot meets its target, {self.most_takes} at most"
+            f"{shots}, {characters}, {self.seconds:.1f} s: {frames} in {chunks} ({steps}), "
+            f"up to {math.ceil(self.bytes / 2**20)} MiB of disk; {takes} if every shot meets its target, "
+            f"{self.most_takes} at most"
         )
 
 

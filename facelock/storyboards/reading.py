@@ -13,21 +13,21 @@ megabyte and more than 50 levels are refused. Knows no torch.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, DocumentStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from facelock.errors import InputError
-from facelock.mistakes import Place, did_you_mean
+from facelock.mistakes import Place
 
 LARGEST_FILE = 1 << 20
 """Bytes; a feature film's storyboard is a tenth of that."""
@@ -35,6 +35,8 @@ DEEPEST = 50
 """Levels of lists and mappings."""
 MOST_VALUES = 60_000
 """Of a file; more would take longer to read than any storyboard is worth."""
+LONGEST_NUMBER = 400
+"""Digits."""
 SUFFIXES = (".yaml", ".yml", ".json", ".csv", ".fountain")
 
 
@@ -75,10 +77,14 @@ def read_source(path: Path) -> Source:
     Raises ``InputError`` for a file that is missing, too large, of another encoding or of no kind that is
     read here.
     """
-    readers = {".yaml": read_yaml, ".yml": read_yaml, ".json": read_json, ".csv": read_csv}
+    readers = {".yaml": read_yaml, ".yml": read_yaml, ".json": read_json}
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path}: is no storyboard. Give a file that ends in {', '.join(SUFFIXES)}.")
     text = _text(path)
+    if path.suffix.lower() == ".csv":
+        from facelock.storyboards.tables import read_csv
+
+        return read_csv(text)
     if path.suffix.lower() == ".fountain":
         from facelock.storyboards.fountain import read_fountain
 
@@ -131,20 +137,44 @@ def read_json(text: str) -> Source:
         if refusal:
             return Source(mistakes=[refusal])
         node = YAML(typ="safe", pure=True).compose(plain)
-        _Walk(lines).value(node, ())
+        if node is not None:
+            _Walk(lines).value(node, ())
     except (YAMLError, ValueError, RecursionError, UnicodeError):
         lines = Source()  # JSON decides what is wrong
+    twice: list[str] = []
     try:
-        data = json.loads(text, parse_constant=_no_constant)
+        data = json.loads(
+            text, parse_constant=_no_constant, parse_int=_whole, object_pairs_hook=_table_noting(twice)
+        )
     except json.JSONDecodeError as error:
         return Source(mistakes=[Mistake(error.lineno, f"is not valid JSON ({error.msg})")])
     except (ValueError, RecursionError) as error:
         return Source(mistakes=[Mistake(None, f"is not valid JSON ({error})")])
-    return Source(data, lines.lines, [each for each in lines.mistakes if "stands twice" in each.text])
+    found = [each for each in lines.mistakes if "stands twice" in each.text]
+    return Source(
+        data, lines.lines, found or [Mistake(None, f"{key}: this key stands twice") for key in twice]
+    )
 
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no number")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"{digits[:20]}... is too long a number")
+    return int(digits)
+
+
+def _table_noting(twice: list[str]) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """What builds a mapping of pairs, and adds keys that stand twice to ``twice``."""
+
+    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(values := dict(pairs)) < len(pairs):
+            twice.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return values
+
+    return build
 
 
 def _refused(text: str) -> Mistake | None:
@@ -152,6 +182,8 @@ def _refused(text: str) -> Mistake | None:
     depth = 0
     for count, event in enumerate(YAML(typ="safe", pure=True).parse(io.StringIO(text))):
         line = event.start_mark.line + 1
+        if isinstance(event, DocumentStartEvent) and event.version not in (None, (1, 2)):
+            return Mistake(line, "says that it is other YAML than 1.2; leave the %YAML line out")
         if isinstance(event, AliasEvent):
             return Mistake(line, "an alias (*) is not read here; write the value out")
         if isinstance(event, CollectionStartEvent):
@@ -216,103 +248,3 @@ class _Walk:
         except (ValueError, OverflowError):
             self.source.complain(place, f"{node.value[:40]!r} is no number")
             return None
-
-
-NUMBERS = {"seconds": float, "fps": float, "target": float, "seed": int, "tries": int, "face_index": int}
-FLAGS = {"lock", "restore"}
-CAST_COLUMNS = ("face", "face_index", "look")
-FILM_COLUMNS = ("title", "audio")
-
-
-def read_csv(text: str) -> Source:
-    """A table: column ``kind`` says ``film``, ``cast``, ``defaults`` or ``shot`` (also when empty).
-
-    A cell that a spreadsheet would run as a formula is a mistake. Commas or semicolons separate.
-    """
-    source = Source({"schema": "facelock.storyboard.v1", "cast": {}, "shots": []})
-    head = text.split("\n", 1)[0]
-    delimiter = ";" if head.count(";") > head.count(",") else ","
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        header = [cell.strip() for cell in next(rows, [])]
-        _check_header(source, header)
-        for row in rows:
-            if any(cell.strip() for cell in row):
-                _add_row(source, header, row, rows.line_num)
-    except csv.Error as error:
-        source.mistakes.append(Mistake(rows.line_num, f"is not valid CSV ({error})"))
-    return source
-
-
-def _columns() -> list[str]:
-    from facelock.storyboard import Defaults, Shot
-
-    return ["kind", *CAST_COLUMNS, *FILM_COLUMNS, *Defaults.model_fields, *Shot.model_fields]
-
-
-def _check_header(source: Source, header: Sequence[str]) -> None:
-    known = _columns()
-    for number, name in enumerate(header):
-        if name in header[:number]:
-            source.mistakes.append(Mistake(1, f"the column {name!r} stands twice"))
-        elif name not in known:
-            source.mistakes.append(Mistake(1, f"{name}: unknown column{did_you_mean(name, known)}"))
-
-
-def _add_row(source: Source, header: Sequence[str], row: Sequence[str], line: int) -> None:
-    if len(row) > len(header):
-        source.mistakes.append(Mistake(line, f"has {len(row)} cells where there are {len(header)} columns"))
-    known, values = set(_columns()), dict[str, Any]()
-    for name, cell in zip(header, row, strict=False):
-        if cell.strip() and name in known:
-            values[name] = _cell(source, name, cell.strip(), line)
-    kind = values.pop("kind", "shot")
-    place = _place(source, kind, values, line)
-    if place is not None:
-        source.lines[place] = line
-        source.lines.update({(*place, name): line for name in values})
-
-
-def _place(source: Source, kind: Any, values: dict[str, Any], line: int) -> Place | None:
-    """Put a row where it belongs; None where it does not."""
-    data = source.data
-    if kind == "shot":
-        data["shots"].append(values)
-        return "shots", len(data["shots"]) - 1
-    name = values.pop("name", None)
-    if kind == "cast" and name and name not in data["cast"]:
-        data["cast"][name] = values
-        return "cast", name
-    if kind == "defaults" and "defaults" not in data:
-        data["defaults"] = values
-        return ("defaults",)
-    if kind == "film":
-        data.update({key: value for key, value in values.items() if key not in data})
-        return ()
-    wrong = {"cast": f"cast.{name}: this key stands twice" if name else "a row of the cast has no name"}
-    wrong["defaults"] = "defaults: this key stands twice"
-    near = did_you_mean(str(kind), ("film", "cast", "defaults", "shot"))
-    source.mistakes.append(Mistake(line, wrong.get(kind, f"kind: {kind!r} is no kind of row{near}")))
-    return None
-
-
-def _cell(source: Source, name: str, cell: str, line: int) -> Any:
-    number = _number(name, cell)
-    if number is not None:
-        return number
-    if cell[0] in "=+-@":
-        source.mistakes.append(Mistake(line, f"{name}: {cell[:40]!r} is a formula; write plain text"))
-        return None
-    if name in FLAGS and cell.lower() in ("true", "false"):
-        return cell.lower() == "true"
-    if name == "face" and ";" in cell:
-        return [part.strip() for part in cell.split(";")]
-    return cell
-
-
-def _number(name: str, cell: str) -> float | int | None:
-    kind = NUMBERS.get(name)
-    try:
-        return int(cell) if kind and cell.lstrip("+-").isdigit() else kind(cell) if kind else None
-    except ValueError:
-        return None

@@ -27,6 +27,7 @@ from facelock.storyboards.events import Event, FilmMade, OnEvent
 from facelock.storyboards.film import Film, FilmFolder, ShotRecord, ShotResult, Take, result_of
 from facelock.storyboards.plan import Plan, Unit
 from facelock.storyboards.takes import Pace, Worker, is_worth_another_seed
+from facelock.video.reading import check_audio
 from facelock.weights import require_commercial
 
 ENGINES = ("local", "ray")
@@ -72,12 +73,17 @@ def render(
     """
     if engine not in ENGINES:
         raise ConfigError(f"There is no engine {engine!r}. Give one of {', '.join(ENGINES)}.")
+    if engine != "ray" and (address is not None or workers is not None):
+        raise ConfigError(
+            "--address and --workers are the engine ray's. Give --engine ray, or leave them out."
+        )
     board = board if isinstance(board, Storyboard) else Storyboard.load(board)
     require_sound(board)
+    folder = _checked_folder(out)
     plan = Plan.of(board)
     plan = plan.planned({unit.name: vram for unit in plan.units})
     require_ready(plan.recipes, device, commercial, here=engine == "local")
-    film = FilmFolder(_checked_folder(out))
+    film = FilmFolder(folder)
     with locked(film.folder):
         film.prepare()
         board.save(film.board)
@@ -163,6 +169,8 @@ def _checked_folder(out: str | Path) -> Path:
 
 
 def _render(plan: Plan, film: FilmFolder, tell: OnEvent, device: str, cluster: Cluster | None = None) -> Film:
+    if plan.board.audio:
+        check_audio(plan.board.path(plan.board.audio))  # before the shots, not after them
     worker = Worker(plan.board, film, tell, device)
     film.withdraw(set(film.records) - {unit.name for unit in plan.units})
     film.records = {unit.name: film.records.get(unit.name, ShotRecord()) for unit in plan.units}

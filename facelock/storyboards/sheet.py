@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -47,7 +50,7 @@ def _tile_size(cut: Cut) -> tuple[int, int]:
 
 def _draw(sheet: Image.Image, cut: Cut, shot: Placed, left: int, top: int) -> None:
     size = _tile_size(cut)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    pen, font = ImageDraw.Draw(sheet), _font()
     for number, frame in enumerate(pictures(shot, size)):
         pixels = (frame.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         sheet.paste(Image.fromarray(pixels), (left + number * TILE, top))
@@ -59,6 +62,14 @@ def _draw(sheet: Image.Image, cut: Cut, shot: Placed, left: int, top: int) -> No
     first = f"{shot.unit.name}  {', '.join(shot.unit.characters)}  {shot.result.outcome}{share}"
     pen.text((left, top + size[0] + 1), _fit(first), fill=_INK if good else _BAD, font=font)
     pen.text((left, top + size[0] + 16), _fit(shot.unit.prompt), fill=_INK, font=font)
+
+
+@cache
+def _font() -> Any:
+    """Matplotlib's DejaVu Sans, which has Latin, Greek and Cyrillic letters; Pillow's own has ASCII."""
+    found = importlib.util.find_spec("matplotlib")
+    path = Path(found.origin or "").parent / "mpl-data/fonts/ttf/DejaVuSans.ttf" if found else Path()
+    return ImageFont.truetype(str(path), 12) if path.is_file() else ImageFont.load_default(13)
 
 
 def _fit(text: str) -> str:

@@ -6,6 +6,7 @@ writes sound.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,13 @@ def write_soundtrack(cut: Cut, path: Path) -> None:
     """
     length = cut.frames / float(cut.fps)
     silence = ffmpeg.input(f"anullsrc=r={RATE}:cl=stereo", f="lavfi", t=f"{length:.6f}")
-    tracks = [silence.audio] + [_placed(cut, shot, file) for shot in cut.shots if (file := heard(shot))]
+    spoken = [(shot, file) for shot in cut.shots if (file := heard(shot))]
     board = cut.plan.board
-    if board.audio:
-        tracks.append(_fitted(board.path(board.audio), length))
+    own = [board.path(board.audio)] if board.audio else []
+    streams = _opened([file for _, file in spoken] + own)
+    tracks = [silence.audio]
+    tracks += [_placed(cut, shot, stream) for (shot, _), stream in zip(spoken, streams, strict=False)]
+    tracks += [_fitted(stream, length) for stream in streams[len(spoken) :]]
     mix = ffmpeg.filter(tracks, "amix", inputs=len(tracks), duration="first", normalize=0)
     out = mix.output(
         str(path), format="wav", acodec="pcm_f32le", fflags="+bitexact", flags="+bitexact", map_metadata=-1
@@ -58,15 +62,26 @@ def write_soundtrack(cut: Cut, path: Path) -> None:
     run_ffmpeg(out, path)
 
 
-def _fitted(path: Path, seconds: float) -> Any:
-    sound = sound_input(path).filter("aformat", channel_layouts="stereo")
+def _opened(files: Sequence[Path]) -> list[Any]:
+    """A stream of each file; one that is heard in several shots is split, since an output leads to one place only."""
+    split = {
+        file: sound_input(file).filter_multi_output("asplit") for file in set(files) if files.count(file) > 1
+    }
+    return [
+        split[file].stream(number) if file in split else sound_input(file)
+        for number, file in enumerate(files)
+    ]
+
+
+def _fitted(sound: Any, seconds: float) -> Any:
+    sound = sound.filter("aformat", channel_layouts="stereo")
     return sound.filter("apad", whole_dur=f"{seconds:.6f}").filter("atrim", end=f"{seconds:.6f}")
 
 
-def _placed(cut: Cut, shot: Placed, file: Path) -> Any:
+def _placed(cut: Cut, shot: Placed, sound: Any) -> Any:
     fps = float(cut.fps)
     seconds = shot.frames / fps
-    sound = _fitted(file, seconds)
+    sound = _fitted(sound, seconds)
     if shot.overlap:
         sound = sound.filter("afade", type="in", duration=f"{shot.overlap / fps:.6f}")
     if shot.overlap_after:

@@ -20,6 +20,7 @@ from facelock.files import storage
 from facelock.pipeline import resize
 from facelock.storyboards.cut import Cut, Placed
 from facelock.storyboards.soundtrack import is_heard, write_soundtrack
+from facelock.video.joining import is_idr
 from facelock.video.writing import SegmentWriter, join_segments, read_chunks
 
 FRAMES_PER_READ = 24
@@ -129,10 +130,13 @@ def header(video: Path) -> Header:
 
 
 def key_frames(video: Path) -> list[int]:
-    """Frames from which a video of ours can be decoded; it has no B-frames, so packets are frames in order."""
+    """Frames from which a video of ours can be decoded; it has no B-frames, so packets are frames in order.
+
+    A demuxer also calls an I frame a key frame that frames after it may look behind.
+    """
     with av.open(str(video)) as container:
         packets = (packet for packet in container.demux(container.streams.video[0]) if packet.size)
-        return [index for index, packet in enumerate(packets) if packet.is_keyframe]
+        return [index for index, packet in enumerate(packets) if packet.is_keyframe and is_idr(bytes(packet))]
 
 
 def copy_frames(video: Path, piece: Path, start: int, end: int) -> None:
@@ -158,7 +162,7 @@ def _video(shot: Placed) -> Path:
 def _metadata(cut: Cut) -> dict[str, str]:
     board = cut.plan.board
     return {
-        "title": board.title or "A film of FaceLock",
+        "title": " ".join(board.title.split()) or "A film of FaceLock",
         "comment": f"AI-generated video, made by FaceLock {__version__} from a storyboard of {len(cut.shots)} shots.",
         "ai_generated": "true",
         "facelock_version": __version__,

@@ -19,6 +19,7 @@ from facelock.errors import StorageError
 from facelock.files import publish, storage_error
 from facelock.report.model import LedgerEntry
 from facelock.storyboards.cut import Cut, Placed
+from facelock.storyboards.soundtrack import heard
 from facelock.types import Status
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,11 @@ logger = logging.getLogger(__name__)
 COLOURS = {Status.WEAK: "YELLOW", Status.WRONG: "RED", Status.UNREADABLE: "CYAN", Status.ABSENT: "MAGENTA"}
 """Of markers, by what is the matter."""
 WORDS = {Status.WEAK: "weak", Status.WRONG: "wrong", Status.UNREADABLE: "unreadable", Status.ABSENT: "lost"}
-SMPTE_RATES = (24, 25, 30, 48, 50, 60)
-"""Frame rates that EDL and FCP7 XML can count in."""
+NTSC = Fraction(1000, 1001)
+SMPTE_RATES = (
+    24 * NTSC, Fraction(24), Fraction(25), 30 * NTSC, Fraction(30), Fraction(48), Fraction(50), 60 * NTSC, Fraction(60),
+)  # fmt: skip
+"""Frame rates that EDL and FCP7 XML can count in; 29.97 and 59.94 as drop-frame timecode."""
 ADAPTERS = {"edl": ("cmx_3600", "otio_cmx3600_adapter"), "xml": ("fcp_xml", "otio_fcp_adapter")}
 
 
@@ -72,29 +76,39 @@ def write_timelines(cut: Cut, folder: Path, name: str = "film") -> dict[str, Pat
 
     Returns the files by kind. Raises ``StorageError`` when the disk is full.
     """
-    if importlib.util.find_spec("opentimelineio") is None:
+    kinds, rate = writable(cut), smpte_rate(cut.fps)
+    if "otio" not in kinds:
         logger.info("no timeline for editors is written: pip install 'facelock-video[storyboard]'")
         return {}
     written = {"otio": _write(timeline(cut, folder), folder / f"{name}.otio", "otio_json")}
-    rate = smpte_rate(cut.fps)
-    for suffix, (adapter, module) in ADAPTERS.items():
-        if importlib.util.find_spec(module) is None:
-            logger.info("no %s.%s is written: pip install 'facelock-video[storyboard]'", name, suffix)
-        elif rate is None:
+    for suffix, (adapter, _) in ADAPTERS.items():
+        if rate is None:
             logger.info("no %s.%s is written: it cannot count %s frames a second", name, suffix, cut.fps)
+        elif suffix not in kinds:
+            logger.info("no %s.%s is written: pip install 'facelock-video[storyboard]'", name, suffix)
         else:
             shown = timeline(cut, folder, rate=rate, dissolves=suffix != "edl")
-            options = {"rate": rate} if suffix == "edl" else {}
+            options = {"rate": float(rate)} if suffix == "edl" else {}
             written[suffix] = _write(shown, folder / f"{name}.{suffix}", adapter, **options)
     return written
 
 
-def smpte_rate(fps: Fraction) -> int | None:
+def writable(cut: Cut) -> set[str]:
+    """Kinds of timelines that can be written here: what is installed, and can count the film's frames."""
+    if importlib.util.find_spec("opentimelineio") is None:
+        return set()
+    counts = smpte_rate(cut.fps) is not None
+    return {"otio"} | {
+        kind for kind, (_, module) in ADAPTERS.items() if counts and importlib.util.find_spec(module)
+    }
+
+
+def smpte_rate(fps: Fraction) -> Fraction | None:
     """The lowest rate of EDL and XML that is a whole multiple of ``fps``: no cut falls between two frames."""
     return next((rate for rate in SMPTE_RATES if (rate / fps).denominator == 1), None)
 
 
-def timeline(cut: Cut, folder: Path, *, rate: int | None = None, dissolves: bool = True) -> Any:
+def timeline(cut: Cut, folder: Path, *, rate: Fraction | None = None, dissolves: bool = True) -> Any:
     """The film as an ``otio.schema.Timeline``, its media relative to ``folder``.
 
     ``rate`` counts in other frames than the film's, a whole multiple. ``dissolves=False`` puts a cut in the
@@ -104,18 +118,19 @@ def timeline(cut: Cut, folder: Path, *, rate: int | None = None, dissolves: bool
 
 
 class _Builder:
-    def __init__(self, cut: Cut, folder: Path, rate: int | None, dissolves: bool) -> None:
+    def __init__(self, cut: Cut, folder: Path, rate: Fraction | None, dissolves: bool) -> None:
         import opentimelineio as otio
 
         self.otio, self.cut, self.folder, self.dissolves = otio, cut, folder, dissolves
-        self.rate = rate or float(cut.fps)
-        self.factor = round(self.rate / float(cut.fps)) if rate else 1
+        self.own_rate = rate is None  # the XML's adapter cannot read such a track beside dissolves
+        self.rate = float(rate or cut.fps)
+        self.factor = int(rate / cut.fps) if rate else 1
 
     def build(self) -> Any:
         otio = self.otio
         board = self.cut.plan.board
         film = otio.schema.Timeline(
-            board.title or "film",
+            " ".join(board.title.split()) or "film",  # an EDL's title is one line
             global_start_time=self.time(0),
             metadata={"facelock": {"film": self.facts()}},
         )
@@ -125,8 +140,10 @@ class _Builder:
             if shot.overlap and self.dissolves:
                 pictures.append(self.dissolve(shot))
             pictures.append(self.clip(shot))
+        if self.own_rate and any(heard(shot) for shot in self.cut.shots):
+            film.tracks.append(self.speech())
         if board.audio:
-            film.tracks.append(self.sound(board.path(board.audio)))
+            film.tracks.append(self.sound(board.path(board.audio), len(film.tracks)))
         return film
 
     def time(self, frames: int) -> Any:
@@ -150,6 +167,8 @@ class _Builder:
         else:
             media = otio.schema.MissingReference("not made", available_range=available)
         clip = otio.schema.Clip(shot.unit.name, media, self.range(start, end - start), metadata=_facts(shot))
+        if not self.dissolves:  # an EDL's reel is one word; a name with a space would be read as two
+            clip.metadata["cmx_3600"] = {"reel": f"SHOT{shot.unit.index + 1:04d}"}
         rows = shot.report.ledger if shot.report else ()
         clip.markers.extend(self.marker(stretch) for stretch in doubtful(rows))
         return clip
@@ -172,9 +191,19 @@ class _Builder:
         kind = self.otio.schema.TransitionTypes.SMPTE_Dissolve
         return self.otio.schema.Transition("dissolve", kind, self.time(half), self.time(shot.overlap - half))
 
-    def sound(self, path: Path) -> Any:
+    def speech(self) -> Any:
+        """The shots' own sounds, which their files hold, under their pictures; cut in the middle of dissolves."""
         otio = self.otio
         track = otio.schema.Track("A1", kind=otio.schema.TrackKind.Audio)
+        for shot in self.cut.shots:
+            clip = self.clip(shot)
+            clip.markers.clear()
+            track.append(clip if heard(shot) else otio.schema.Gap(source_range=clip.source_range))
+        return track
+
+    def sound(self, path: Path, number: int) -> Any:
+        otio = self.otio
+        track = otio.schema.Track(f"A{number}", kind=otio.schema.TrackKind.Audio)
         url = Path(os.path.relpath(path, self.folder)).as_posix()
         whole = self.range(0, self.cut.frames)
         track.append(otio.schema.Clip(path.name, otio.schema.ExternalReference(url, whole), whole))

@@ -195,10 +195,25 @@ def _mux(
             packet.stream, packet.time_base = pictures, timing.base
             packet.pts = packet.dts = pts - timing.pts[0]
             packet.duration = duration
+            packet.is_keyframe = packet.is_keyframe and is_idr(bytes(packet))
             clip.mux(packet)
         while waiting is not None:
             clip.mux(waiting)
             waiting = next(pending, None)
+
+
+def is_idr(packet: bytes) -> bool:
+    """Whether an H.264 packet, units of four bytes of length each, is one that no later frame looks behind (type 5).
+
+    Demuxers call every I frame a key frame, and players would begin at it.
+    """
+    place = 0
+    while place + 4 < len(packet):
+        kind = packet[place + 4] & 31
+        if kind in (1, 5):
+            return kind == 5
+        place += 4 + int.from_bytes(packet[place : place + 4], "big")
+    return False
 
 
 def _seconds(packet: av.Packet) -> Fraction:
