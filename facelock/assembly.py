@@ -22,13 +22,13 @@ from typing import Any
 
 from facelock.alignment import aligner_class
 from facelock.blueprint import backbone_class
-from facelock.closed_loop import Locker
 from facelock.errors import ConfigError, FaceLockError, together
 from facelock.faces import load_pack
 from facelock.guidance import GuidanceSettings, open_guide
 from facelock.identity import identity_from_picture
 from facelock.identity.storage import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
+from facelock.lock_loop import Locker
 from facelock.memory import memory_plan, shape_of, usable_memory
 from facelock.perception import Perception, pack_member, pack_of
 from facelock.preflight import require

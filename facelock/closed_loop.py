@@ -1,4 +1,4 @@
-"""The closed loop that lock and restore share: change a face, measure it, try harder, keep the best; and the lock.
+"""The closed loop that lock and restore share: change a face, measure it, try harder, keep the best.
 
 Each face of each frame is worked on by itself, against one fixed reference identity: no frame sees another, so no
 error can accumulate. Networks run in batches of one fixed, padded shape, so a face's bits do not depend on which
@@ -13,7 +13,6 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -23,7 +22,7 @@ from torch.nn import functional
 from facelock.geometry import paste_onto, similarity_from_landmarks, soft_mask, warp_crops
 from facelock.identity import embedding_of
 from facelock.lanes import side_by_side
-from facelock.protocols import Aligner, FacePack
+from facelock.protocols import FacePack
 from facelock.runtime import BUSY_BATCH
 from facelock.types import AlignRecord, CropSpec, Faces, Identity
 
@@ -321,68 +320,11 @@ def spare(frames: Tensor, work: Work) -> Tensor:
     return frames
 
 
-class Locker(ClosedLoop):
-    """Stage 2: every face aligned to its reference identity, at the first strength that reaches the target."""
-
-    def __init__(self, pack: FacePack, aligner: Aligner, *, ladder: Sequence[float], target: float) -> None:
-        """``ladder`` holds the strengths to try, ``target`` the similarity that ends the climb."""
-        super().__init__(pack, aligner.crop, ladder, target, aligner)
-        self.aligner = aligner
-        self.only_changes = bool(getattr(aligner, "only_changes", False))
-        self.takes_strength = bool(getattr(aligner, "takes_strength", False))
-
-    def lock(
-        self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0, cast: Cast | None = None
-    ) -> tuple[Tensor, list[AlignRecord]]:
-        """Lock (T, 3, H, W) frames in [0, 1] to ``identities``; ``start`` is the clip's index of the first.
-
-        With a ``cast`` only faces of the people in it are touched, whoever else is seen.
-
-        Returns the frames and a record per face that stands for a character. Frames without a face come back bit
-        for bit, and so does every pixel outside of the faces' own squares.
-        """
-        work = self.take(frames, identities, cast)
-        climbing = torch.arange(len(work.faces))
-        for rung in range(len(self.ladder)):
-            if not len(climbing):
-                break
-            self.each(climbing, partial(self._climb, work, identities, rung))
-            climbing = climbing[work.score[climbing] < self.target]
-        self.count_failed(work, "the aligner")
-        return spare(self.finish(work), work), work.records(identities, self.target, start, consistency=False)
-
-    def _climb(self, work: Work, identities: Sequence[Identity], rung: int, index: Tensor) -> None:
-        """Align the faces ``index`` at one strength, and keep what became better."""
-        strength = self.ladder[rung]
-        wanted = toward(work.own[index], work.reference[index], 1.0 if self.takes_strength else strength)
-        whose = [identities[k] for k in work.who[index].tolist()]
-        crops = self.aligner.align(work.crops[index], wanted, strength, references=whose)
-        finite = (
-            crops.isfinite().flatten(1).all(1).cpu()
-        )  # one bit a face: scores and places are on the CPU too
-        if not bool(finite.all()):
-            work.failed[index[~finite]] = True
-            crops = torch.where(finite[:, None, None, None].to(crops.device), crops, work.crops[index])
-        shown = self.paste(work, crops, index)
-        score = similarity(self.embed(work, shown, index), work.reference[index])
-        better = finite & (score > work.score[index])
-        keep(work, index[better], crops[better], shown[better], score[better], rung)
-
-
 def changed(before: Tensor, after: Tensor) -> Tensor:
     """(N, S, S) in [0, 1]: 1 where two crops (N, 3, S, S) differ, fading to 0 within four pixels of it."""
     differs = (before != after).any(1, keepdim=True).float()
     near = functional.max_pool2d(differs, 5, 1, 2)
     return functional.avg_pool2d(near, 5, 1, 2)[:, 0]
-
-
-def toward(own: Tensor, reference: Tensor, strength: float) -> Tensor:
-    """The embedding to align to: the reference at strength 1, short of it below, beyond it above; unit rows."""
-    if strength == 1.0:
-        return reference
-    return torch.stack(
-        [functional.normalize(a + strength * (b - a), dim=0) for a, b in zip(own, reference, strict=True)]
-    )
 
 
 def keep(work: Work, index: Tensor, crops: Tensor, shown: Tensor, score: Tensor, rung: int) -> None:

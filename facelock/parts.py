@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Locker(Protocol):
-    """Stage 2 as the loop sees it: :class:`facelock.closed_loop.Locker`."""
+    """Stage 2 as the loop sees it: :class:`facelock.lock_loop.Locker`."""
 
     def lock(
         self, frames: Tensor, identities: Sequence[Identity], *, start: int = 0

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from facelock.closed_loop import Cast, Locker, assign
+from facelock.closed_loop import Cast, assign
 from facelock.errors import InputError
 from facelock.geometry import ARCFACE112, INSWAPPER128, similarity_from_landmarks, warp_crops
+from facelock.lock_loop import Locker
 from facelock.restore_loop import RestoreLoop
 from facelock.types import CropSpec, Faces, Identity, Thresholds
 
@@ -411,3 +412,44 @@ def test_a_face_that_fails_at_one_strength_may_succeed_at_the_next(caplog):
     lock = locker(aligner=Poisoned(bad=(plain[1],), until=1.0), target=0.99)
     _, records = lock.lock(frames, cast)
     assert records[1].rung == 1 and lock.not_finite == 0 and "NaN" not in caplog.text
+
+
+class Askew(Pack):
+    """Finds a face that is not red yet six pixels aside, where it looks like nobody."""
+
+    def detect(self, frames: Tensor) -> Faces:
+        found = super().detect(frames)
+        middles = frames[found.frame, :, SIDE // 2, SIDE // 2]
+        aside = (middles[:, 0] < middles[:, 1]).float() * 6
+        return replace(
+            found, landmarks=found.landmarks + aside[:, None, None], box=found.box + aside[:, None]
+        )
+
+    def embed(self, frames: Tensor, faces: Faces) -> Tensor:
+        right = (faces.landmarks.mean(1) - SIDE / 2).abs().amax(1) < 3
+        return torch.where(right[:, None], super().embed(frames, faces), BLUE)
+
+
+def test_a_face_that_was_found_aside_is_looked_at_twice():
+    frames, red = clip(), [person("red", RED)]
+    lock = locker(pack=Askew(), aligner=Aligner(mix=0.9)).lock
+    locked, records = lock(frames, red, start=40)
+    assert [record.met for record in records] == [True] * 7
+    assert [record.frame for record in records] == list(range(40, 47))
+    assert all(record.before < 0.3 < 0.9 < record.after and record.rung == 0 for record in records)
+    assert bool((locked[:, 0, SIDE // 2, SIDE // 2] > locked[:, 1, SIDE // 2, SIDE // 2]).all())
+    for index in range(7):
+        assert torch.equal(lock(frames[index : index + 1], red)[0][0], locked[index])
+
+
+def test_a_second_look_that_gains_nothing_leaves_every_bit():
+    frames, red = clip(), [person("red", RED)]
+    aligner = Aligner(mix=0.0)
+    locked, records = locker(pack=Askew(), aligner=aligner).lock(frames, red)
+    assert torch.equal(locked, frames) and all(record.rung == -1 for record in records)
+    looks = len(aligner.calls)
+    known = Cast(
+        (BLUE[None],), torch.zeros(0, 3), 0.2
+    )  # in a clip of somebody else's making nothing is tried twice
+    locker(pack=Askew(), aligner=aligner).lock(frames, red, cast=known)
+    assert len(aligner.calls) - looks < looks

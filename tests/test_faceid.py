@@ -20,12 +20,12 @@ from facelock.alignment import aligner_class
 from facelock.alignment.faceid import FaceID, WarpStart
 from facelock.assembly import Assembly
 from facelock.assets import asset_dir
-from facelock.closed_loop import Locker
 from facelock.errors import ConfigError, InputError, ModelError
 from facelock.faces import load_pack
 from facelock.faces.dense import VARIABLE
 from facelock.footage.parts import open_parts
 from facelock.images import read_picture
+from facelock.lock_loop import Locker
 from facelock.portrait import BUFFALO_L, PortraitSettings
 from facelock.protocols import Aligner
 from facelock.recipe import load_recipe, model_names

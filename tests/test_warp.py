@@ -13,11 +13,12 @@ from torch.nn.functional import normalize
 from facelock.alignment import aligner_class, mesh, shape
 from facelock.alignment.dressing import Dressing, Face
 from facelock.alignment.warp import WarpAligner, worth
-from facelock.closed_loop import Locker, changed
+from facelock.closed_loop import changed
 from facelock.errors import ConfigError, InputError
 from facelock.faces.dense import DenseReader
 from facelock.faces.layouts import Layout
 from facelock.geometry import ARCFACE112, REFERENCE384, wide_crop
+from facelock.lock_loop import Locker
 from facelock.types import Faces, Identity, Thresholds
 
 SIZE = 256

@@ -9,10 +9,10 @@ from real import ASSETS, needs_assets
 from torch.nn.functional import normalize
 
 from facelock.alignment.warp import WarpAligner
-from facelock.closed_loop import Locker
 from facelock.faces.dense import load_reader
 from facelock.geometry import ARCFACE112, REFERENCE384, similarity_from_landmarks, warp_crops
 from facelock.images import read_picture
+from facelock.lock_loop import Locker
 from facelock.types import Faces, Identity, Thresholds
 from facelock.video.writing import read_chunks
 

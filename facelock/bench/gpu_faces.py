@@ -24,7 +24,7 @@ from facelock.bench.gpu_face_nets import (
     face_pack,
 )
 from facelock.bench.gpu_parts import FEW, STEPS
-from facelock.closed_loop import Locker
+from facelock.lock_loop import Locker
 from facelock.portrait import PortraitSettings
 from facelock.restore_loop import RestoreLoop
 

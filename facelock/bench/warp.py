@@ -21,11 +21,11 @@ from facelock.alignment.warp import WarpAligner
 from facelock.appearance import residual
 from facelock.bench.real_photos import ASSETS, YUNET
 from facelock.bench.tables import number, publish, require_cpu, table
-from facelock.closed_loop import Locker
 from facelock.errors import InputError
 from facelock.faces.dense import DenseReader, load_reader, spans
 from facelock.geometry import REFERENCE384, estimate_pose, similarity_from_landmarks, warp_crops
 from facelock.images import read_picture
+from facelock.lock_loop import Locker
 from facelock.perception import open_perception
 from facelock.protocols import FacePack, Progress
 from facelock.types import Faces, Identity

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from facelock.alignment import ALIGNERS, aligner_class
 from facelock.assembly import Assembly
-from facelock.closed_loop import Locker
 from facelock.errors import ConfigError
 from facelock.faces.dense import landmarks
 from facelock.ledger import Judge
+from facelock.lock_loop import Locker
 from facelock.perception import MINIATURE, Perception, open_perception
 from facelock.pipeline import Pipeline
 from facelock.preflight import require
