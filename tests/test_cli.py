@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -16,6 +17,7 @@ import toys
 
 import facelock
 from facelock import cli
+from facelock.cli import terminal
 from facelock.journal import claim
 
 HERE = Path(__file__).resolve().parent
@@ -254,6 +256,7 @@ import sys, time
 from unittest import mock
 import toys
 from facelock import cli
+from facelock.cli import terminal
 toys.write_plainly(lambda name, value: mock.patch(name, value).start())
 parts = toys.Parts()
 extend = parts.backbone.extend
@@ -346,3 +349,13 @@ def test_bars_on_a_terminal(toy, tmp_path):
     assert process.returncode == 0
     for word in (b"blueprint", b"lock", b"restore", b"judge", b"encode", b"12/12", b"ETA"):
         assert word in shown
+
+
+def test_what_was_said_is_not_said_again(capfd):
+    terminal.show_log(quiet=False, debug=False)
+    log = logging.getLogger("facelock.somewhere")
+    for _ in range(3):
+        log.info("no CUDA device: running on the %s", "CPU")
+    log.warning("something else")
+    said = capfd.readouterr().err
+    assert said == "facelock: no CUDA device: running on the CPU\nfacelock: warning: something else\n"

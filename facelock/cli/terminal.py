@@ -128,10 +128,25 @@ def show_log(quiet: bool, debug: bool) -> None:
     """Send the library's warnings to stderr as ``facelock: warning: ...``."""
     handler = logging.StreamHandler()
     handler.setFormatter(_LogLine())
+    handler.addFilter(_Once())
     log = logging.getLogger("facelock")
     log.handlers = [handler]
     log.propagate = False
     log.setLevel(logging.DEBUG if debug else logging.ERROR if quiet else logging.INFO)
+
+
+class _Once(logging.Filter):
+    """Lets no message through twice: a storyboard's pipelines each tell the same of the machine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = text not in self._told
+        self._told.add(text)
+        return new
 
 
 class _LogLine(logging.Formatter):
