@@ -25,6 +25,7 @@ import facelock
 import facelock.report.page
 import facelock.storyboards.edit
 import facelock.storyboards.render
+import facelock.storyboards.timeline
 from facelock.pipeline import Pipeline
 from facelock.storyboard import Storyboard
 
@@ -55,7 +56,7 @@ def make(home: Path, folder: Path, kill_at: int | None = None) -> None:
         return call
 
     parts = toys.Parts(backbone=Backbone())
-    Pipeline.from_recipe = lambda recipe, device: Pipeline(recipe, parts)
+    Pipeline.from_recipe = lambda recipe, *_: Pipeline(recipe, parts)
     facelock.storyboards.render.require_ready = lambda *_, **__: None
     for name in (*CHANGES, "link"):
         setattr(os, name, counted(getattr(os, name)))
@@ -87,6 +88,7 @@ def main() -> None:
     toys.write_plainly(lambda name, value: mock.patch(name, value).start())
     mock.patch("facelock.storyboards.edit.write_film", lambda cut, path, _: join(cut, path)).start()
     mock.patch("facelock.storyboards.sheet.pictures", lambda *_: []).start()
+    mock.patch("facelock.storyboards.timeline.heard", lambda shot: None).start()  # toy shots are no videos
     whole = attempt(home, home / "whole")
     changes = int((home / "whole" / "changes.txt").read_text())
     print(json.dumps({**whole, "changes": changes}), flush=True)  # noqa: T201 - its output
