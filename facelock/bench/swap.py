@@ -18,13 +18,10 @@ class PlainSwap:
     def __init__(self, parts: Parts, *, own_size: bool = False, restores: bool = False) -> None:
         """Faces are found at the recipe's detection size, or with ``own_size`` at insightface's default ones; with
         ``restores`` each is passed through the bundled restorer too."""
-        from facelock.bench.insight import DETECTION, swapper_and_pack
+        from facelock.bench.insight import DETECTION, swapper, swapper_and_pack
 
-        detection = None if own_size else DETECTION
-        self.app, swapper = swapper_and_pack(parts.device, detection)
-        self.networks = [swapper]
-        if restores:
-            self.networks.append(swapper_and_pack(parts.device, detection, "miniature/restorer")[1])
+        self.app, aligner = swapper_and_pack(parts.device, None if own_size else DETECTION)
+        self.networks = [aligner, *([swapper("miniature/restorer", parts.device)] if restores else [])]
         self.encoder = parts.locker.pack.encoder.id  # type: ignore[attr-defined]
 
     def __call__(self, frames: Tensor, identity: Identity) -> Tensor:
