@@ -91,6 +91,10 @@ def test_windows_know_what_they_show(tmp_path):
     row = moments.MOVING.index("yaw")
     assert torch.equal(now["yaw"], made.moving[row, 1, torch.tensor([begin, begin + 16])])
     assert float(face["jaw"][0]) == float(face["jaw"][1])
+    points = torch.cat([*made.landmarks(clips=2)])
+    assert points.shape == (3, 25, 5, 2)
+    there, _ = world.landmarks(face, now, 64)
+    assert torch.allclose(points[1, torch.tensor([begin, begin + 16])], there, atol=1e-4)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache, partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from safetensors.torch import save_file
 
 from facelock.assets import asset_dir
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
@@ -43,9 +45,11 @@ from facelock.miniature.vae import (
     build_decoded,
     encode_clips,
     fit_round_trip,
+    latent_weight,
     make_vae,
     neighbourhoods,
 )
+from facelock.miniature.workshop import Workshop
 from facelock.nets.compact_sr import CompactSR
 from facelock.nets.recogniser import Recogniser
 from facelock.nets.scrfd import Scrfd, ScrfdExport
@@ -239,6 +243,60 @@ def test_latents_and_sampling_have_the_blueprints_shapes(pool):
     drawn = sample(model, tokenizer, ["a woman"], steps=2, context=torch.zeros(1, 8, 2, 16, 16))
     assert drawn.shape == (1, 8, 5, 16, 16)
     assert float(drawn[:, :, :2].abs().max()) == 0
+
+
+def test_latents_are_normalised_as_those_that_ship_where_their_autoencoder_does(pool, tmp_path):
+    shop = Workshop(tmp_path)
+    shop.folder("vae").mkdir(parents=True)
+    save_file(
+        {"latents": 3 + 2 * torch.randn(3, 2, 8, 5, 16, 16)}, shop.folder("vae") / "latents.safetensors"
+    )
+    config = json.loads((asset_dir("models") / "miniature/blueprint/vae/config.json").read_text())
+    _, mean, deviation = shop.normal_latents()
+    assert (mean, deviation) == (config["latents_mean"], config["latents_std"])
+    save_file({"average.x": torch.zeros(1)}, shop.folder("vae") / "state.safetensors")
+    unit, mean, deviation = shop.normal_latents()
+    assert mean[0] == pytest.approx(3, abs=0.2) and deviation[0] == pytest.approx(2, abs=0.2)
+    assert float(unit.std()) == pytest.approx(1, abs=0.05)
+
+
+def test_eyes_and_mouth_count_for_more_in_the_latents_that_hold_them():
+    still = torch.tensor([[24.0, 28.0], [40.0, 28.0], [32.0, 34.0], [27.0, 42.0], [37.0, 42.0]])
+    points = still.expand(2, 17, 5, 2).clone()
+    points[1, 9:] += torch.tensor([0.0, 16.0])  # of the second clip, from the third latent's first frame on
+    weight = latent_weight(points, 64, 16.0)
+    assert weight.shape == (2, 5, 16, 16) and float(weight.min()) >= 1
+    eye, mouth, corner = weight[0, :, 7, 6], weight[0, :, 10, 8], weight[0, :, 0, 0]
+    assert float(eye.min()) > 4 and float(mouth.min()) > 4 and float(corner.max()) < 1.001
+    assert torch.allclose(weight[0], weight[0, :1].expand(5, 16, 16))
+    assert float(weight[1, 2, 14, 8]) < 1.5 and float(weight[1, 3, 14, 8]) > 4
+    ends = points.clone()
+    ends[1, 12] = still  # one of four frames is enough
+    assert float(latent_weight(ends, 64, 16.0)[1, 3, 10, 8]) > 4
+
+
+@torch.no_grad()
+def test_the_blueprint_learns_by_the_weight_of_each_place():
+    latents = torch.randn(3, 2, 8, 5, 16, 16)
+    left = torch.zeros(3, 2, 5, 16, 16)
+    left[..., :8] = 1
+    tasks = [DiffusionTask(latents, ["a woman", "a man", ""], 10, 2, None, w) for w in (None, left, 1 - left)]
+    whole, one, other = (task.loss(0, task.draw(0, torch.Generator().manual_seed(1))) for task in tasks)
+    assert float(whole[0]) == pytest.approx(float(whole[1]["plain"]), rel=1e-5)
+    assert float(one[0]) != pytest.approx(float(other[0]), rel=1e-4)
+    assert float(one[0] + other[0]) / 2 == pytest.approx(float(whole[0]), rel=1e-5)
+    assert float(one[1]["plain"]) == pytest.approx(float(whole[0]), rel=1e-5)
+
+
+def test_weights_of_the_latents_lie_where_the_clips_show_eyes_and_mouth(pool, tmp_path):
+    points = torch.cat([*data.clip_landmarks(pool)])
+    boxes = torch.from_numpy(np.concatenate([s["boxes"] for s in data.shards("clips", pool)]))
+    assert points.shape == (*boxes.shape[:2], 5, 2)
+    inside = (points >= boxes[..., None, :2]) & (points <= boxes[..., None, 2:])
+    assert bool(inside.all())
+    (tmp_path / "pool").symlink_to(pool)
+    weights = Workshop(tmp_path).latent_weights()
+    assert weights.shape == (3, 2, 5, 16, 16) and float(weights.max()) > 4
 
 
 def run_onnx(path: Path, *arrays: np.ndarray) -> list[np.ndarray]:

@@ -226,6 +226,14 @@ def decoded(root: Path) -> Iterator[tuple[np.ndarray, Params, Params, Params]]:
         yield np.load(folder / "images.npy", mmap_mode="r"), face, look, now
 
 
+def clip_landmarks(root: Path) -> Iterator[Tensor]:
+    """The landmarks (N, T, 5, 2) in the frames of each shard of ``clips``."""
+    for folder in sorted((root / "clips").glob("[0-9]*[0-9]")):
+        count, length, *_, side = np.load(folder / "images.npy", mmap_mode="r").shape
+        face, _, now, _ = draw_clips("train", int(folder.name), count, people("clips", count), length)
+        yield world.landmarks(face, now, side)[0].view(count, length, 5, 2)
+
+
 def people(kind: str, count: int) -> int:
     """Size of the identity pool that a set's shards of ``count`` items were drawn from."""
     return 16 if count < 100 else POOL

@@ -116,7 +116,6 @@ class DiffusionTask:
     """Trains the blueprint on precomputed, normalised latents (clips, windows, 8, 5, 16, 16) and captions."""
 
     name = "blueprint"
-    bf16 = True
     rate = 1e-3
 
     def __init__(
@@ -126,9 +125,16 @@ class DiffusionTask:
         steps: int,
         batch: int = 16,
         trip: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> None:
-        """``trip`` is what pixels do to context latents (:func:`facelock.miniature.vae.fit_round_trip`)."""
+        """``trip`` is what pixels do to context latents (:func:`facelock.miniature.vae.fit_round_trip`).
+
+        ``weights`` (clips, windows, 5, 16, 16) is what an error counts for in each place
+        (:func:`facelock.miniature.vae.latent_weight`): one and the same if not given.
+        """
         self.latents, self.steps, self.batch = latents, steps, batch
+        self.weights = torch.ones(*latents.shape[:2], 1, 1, 1) if weights is None else weights
+        self.bf16 = latents.device.type == "cuda"  # without matrix units bfloat16 takes twice as long
         self.tokenizer = make_tokenizer()
         self.ids, self.mask = tokenize(self.tokenizer, captions)
         self.empty = tokenize(self.tokenizer, [""])
@@ -188,14 +194,15 @@ class DiffusionTask:
         s, fresh = sigma.view(len(x), 1, -1, 1, 1), noise(x.shape)
         noisy = torch.where(s > 0, (1 - s) * x + s * fresh, self.worn(x, trips, amount, noise(x.shape)))
         velocity = self.module(noisy, sigma, self.module.encode(ids, mask)).float()
-        weight = (s > 0).float().expand_as(noisy)
-        loss = ((velocity - (fresh - x)).square() * weight).sum() / weight.sum()
-        return loss, {"loss": loss}
+        error, drawn = (velocity - (fresh - x)).square(), (s > 0).float().expand_as(noisy)
+        weight = drawn * self.weights[i, w][:, None, : sigma.shape[1]].float()
+        loss = (error * weight).sum() / weight.sum()
+        return loss, {"loss": loss, "plain": (error.detach() * drawn).sum() / drawn.sum()}
 
     def _on(self, device: torch.device) -> Tensor:
         """The latents on ``device``, moved there once."""
         if self.latents.device != device:
-            self.latents = self.latents.to(device)
+            self.latents, self.weights = self.latents.to(device), self.weights.to(device)
             self.ids, self.mask = self.ids.to(device), self.mask.to(device)
         return self.latents
 
@@ -240,8 +247,11 @@ def captions_of(root: Path) -> list[str]:
     return [c for s in data.shards("clips", root) for c in json.loads(str(s["captions"]))]
 
 
-def normalise(latents: Tensor) -> tuple[Tensor, list[float], list[float]]:
-    """Unit statistics per latent channel; returns them for the VAE's config too."""
-    mean, deviation = latents.mean((0, 1, 3, 4, 5)), latents.std((0, 1, 3, 4, 5))
-    shape = (1, 1, -1, 1, 1, 1)
-    return (latents - mean.view(shape)) / deviation.view(shape), mean.tolist(), deviation.tolist()
+def normalise(
+    latents: Tensor, statistics: tuple[list[float], list[float]] | None = None
+) -> tuple[Tensor, list[float], list[float]]:
+    """Latents of unit statistics per channel, and mean and deviation for the VAE's config: ``statistics``, if given."""
+    over = (0, 1, 3, 4, 5)
+    mean, deviation = statistics or (latents.mean(over).tolist(), latents.std(over).tolist())
+    shift, scale = (torch.tensor(v, device=latents.device).view(-1, 1, 1, 1) for v in (mean, deviation))
+    return (latents - shift) / scale, mean, deviation

@@ -52,12 +52,12 @@ def make_task(part: str, shop: Workshop, steps: int) -> Any:
 
 
 def _diffusion_task(shop: Workshop, captions: Sequence[str], steps: int, batch: int) -> Task:
-    from facelock.miniature.diffusion import DiffusionTask, normalise
+    from facelock.miniature.diffusion import DiffusionTask
     from facelock.miniature.vae import fit_round_trip
 
-    latents, mean, deviation = normalise(shop.latents())
+    latents, mean, deviation = shop.normal_latents()
     trip = fit_round_trip(shop.vae(), latents, mean, deviation)
-    return DiffusionTask(latents, captions, steps, batch, trip)
+    return DiffusionTask(latents, captions, steps, batch, trip, shop.latent_weights())
 
 
 def _live_task(part: str, shop: Workshop, steps: int) -> Task:
@@ -75,9 +75,7 @@ def _live_task(part: str, shop: Workshop, steps: int) -> Task:
     if part == "blueprint":
         return _diffusion_task(shop, shop.windows(frames=False).captions, steps, 1024)
     if part == "tiny_decoder":
-        from facelock.miniature.diffusion import normalise
-
-        statistics = [torch.tensor(v) for v in normalise(shop.latents())[1:]]
+        statistics = [torch.tensor(v) for v in shop.normal_latents()[1:]]
         windows = shop.windows(frames=False)
         return live.LiveTinyDecoder(windows, shop.vae(), (statistics[0], statistics[1]), steps)
     if part == "detector":

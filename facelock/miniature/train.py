@@ -110,10 +110,10 @@ def _swapper(shop: Workshop, part: str) -> nn.Module:
 
 def _export_blueprint(shop: Workshop, folder: Path) -> None:
     from facelock.miniature import export as out
-    from facelock.miniature.diffusion import Blueprint, make_tokenizer, normalise
+    from facelock.miniature.diffusion import Blueprint, make_tokenizer
     from facelock.miniature.vae import make_vae
 
-    _, mean, deviation = normalise(shop.latents())
+    _, mean, deviation = shop.normal_latents()
     vae = make_vae(mean, deviation)
     vae.load_state_dict({k: v.cpu() for k, v in shop.vae().state_dict().items()})
     tokenizer = make_tokenizer()

@@ -79,6 +79,19 @@ def feature_weight(points: Tensor, size: int, gain: float = 8.0) -> Tensor:
     return gain * out.unsqueeze(-3)
 
 
+def latent_weight(points: Tensor, size: int, gain: float) -> Tensor:
+    """Weight of the latents of windows by the frames' landmarks (..., 17, 5, 2): (..., 5, size / 4, size / 4), from 1.
+
+    A latent counts for as much as the eyes and mouth (:func:`feature_weight`) of any of its frames are in its place:
+    they are a twentieth of the picture, and all that tells one action from another.
+    """
+    *lead, frames = points.shape[:-2]
+    fine = F.avg_pool2d(feature_weight(points.flatten(0, -3), size, gain), 4)
+    fine = fine.view(*lead, frames, *fine.shape[-2:])
+    first, rest = fine[..., :1, :, :], fine[..., 1:, :, :]
+    return 1 + torch.cat([first, rest.unflatten(-3, (-1, 4)).amax(-3)], -3)
+
+
 class VaeTask:
     """Two clips of the blueprint's 17 frames to one batch of stills."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 LENGTH = 25
 """Frames of a clip: two windows, at ``data.OFFSETS``."""
+SIDE = 64
+"""Pixels along a side of them."""
 
 
 @dataclass
@@ -42,6 +45,12 @@ class Windows:
     def rows(self, clip: Tensor, frame: Tensor) -> tuple[Params, Params, Params]:
         """Face, look and moment of frames (n,) of the windows of clips (n,)."""
         return shown(self.still[:, clip], self.moving[:, clip, self.first[clip] + frame])
+
+    def landmarks(self, clips: int = 500) -> Iterator[Tensor]:
+        """The landmarks (n, 25, 5, 2) in the frames of every n = ``clips`` clips, the last fewer."""
+        for still, moving in zip(self.still.split(clips, 1), self.moving.split(clips, 1), strict=True):
+            face, _, now = shown(still, moving.flatten(1))
+            yield world.landmarks(face, now, SIDE)[0].view(-1, LENGTH, 5, 2)
 
     def save(self, folder: Path) -> None:
         """Write the latents apart from the frames: not every part needs both."""
@@ -78,8 +87,8 @@ def make_windows(vae: Any, count: int, decoded: int, device: str, seed: int = 0,
             for i in range(n)
         ]
         still, moving = packed(face | look, STILL), packed(now, MOVING)
-        pictures = world.render(*shown(still.to(device), moving.to(device)), 64)
-        video = pictures.view(n, LENGTH, 3, 64, 64).transpose(1, 2) * 2 - 1
+        pictures = world.render(*shown(still.to(device), moving.to(device)), SIDE)
+        video = pictures.view(n, LENGTH, 3, SIDE, SIDE).transpose(1, 2) * 2 - 1
         part = _through(vae, video, min(max(decoded - begin, 0), n), generator)
         part |= {"still": still, "moving": moving.view(len(MOVING), n, LENGTH)}
         for name, tensor in part.items():

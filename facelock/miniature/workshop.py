@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from facelock.assets import asset_dir
 from facelock.miniature import data
 from facelock.miniature.bundled import load_bundled
 from facelock.miniature.trainer import averaged
@@ -46,6 +48,8 @@ LIVE_STEPS = {
 """On a GPU, where batches are large and rendered as they are needed (:mod:`facelock.miniature.live`)."""
 WINDOWS = 48000
 """Clips that a GPU encodes for the blueprint; half of them are decoded again, for those who read faces."""
+GAIN = 16.0
+"""What an error in the middle of an eye or mouth counts for more than one elsewhere, while the blueprint learns."""
 SETS = {"faces": 16, "judge": 4, "heldout": 2, "frames": 6, "clips": 14}
 STEPS = {
     "recogniser": 1700,
@@ -171,3 +175,28 @@ class Workshop:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({"latents": encode_clips(self.vae(), ClipPool(self.pool), data.OFFSETS).half()}, path)
         return load_file(path)["latents"].float()
+
+    def latent_weights(self) -> Tensor:
+        """What each place of :meth:`latents` counts for while the blueprint learns (clips, 2, 5, 16, 16), half."""
+        from facelock.miniature.vae import latent_weight
+
+        clips = self.windows(frames=False).landmarks() if self.live else data.clip_landmarks(self.pool)
+        parts = [
+            torch.stack(
+                [latent_weight(some[:, o : o + data.WINDOW], 64, GAIN) for o in data.OFFSETS], 1
+            ).half()
+            for some in clips
+        ]
+        return torch.cat(parts)
+
+    def normal_latents(self) -> tuple[Tensor, list[float], list[float]]:
+        """:meth:`latents` with unit statistics per channel, and the mean and deviation that they had.
+
+        Where the autoencoder is the one that ships, so are mean and deviation.
+        """
+        from facelock.miniature.diffusion import normalise
+
+        if self.trained_here("vae"):
+            return normalise(self.latents())
+        known = json.loads((asset_dir("models") / "miniature" / "blueprint/vae/config.json").read_text())
+        return normalise(self.latents(), (known["latents_mean"], known["latents_std"]))
