@@ -189,6 +189,7 @@ def test_the_training_commands_exist(monkeypatch, tmp_path):
     from facelock.miniature import cards, data, inside_crate, parts_of_face, samples, train
 
     called: list[str] = []
+    monkeypatch.setattr(train, "resolve_device", lambda name: name)
     monkeypatch.setattr(data, "build", lambda kind, *a, **k: called.append(f"data {kind}"))
     monkeypatch.setattr(train, "train", lambda shop, part, *a: called.append(f"train {part}"))
     monkeypatch.setattr(train, "export", lambda *a: called.append("export"))

@@ -457,3 +457,79 @@ def test_the_tiny_decoder_survives_its_export(tmp_path):
     z = torch.randn(1, 8, 3, 16, 16)
     assert again(z).shape == (1, 9, 3, 64, 64)
     assert float((again(z) - net(z)).abs().max()) < 0.02
+
+
+@pytest.fixture
+def dispatched(monkeypatch) -> list[Workshop]:
+    """The workshops in which the command line would train, without training."""
+    shops: list[Workshop] = []
+    monkeypatch.setattr(train, "train", lambda shop, *_: shops.append(shop))
+    return shops
+
+
+def test_options_may_stand_before_the_command_or_after_it(dispatched, tmp_path):
+    options = ["--root", str(tmp_path), "--device", "cpu", "--windows", "7"]
+    train.main([*options, "train", "vae"])
+    train.main(["train", "vae", *options])
+    assert dispatched[0] == dispatched[1] == Workshop(tmp_path, "cpu", 7)
+
+
+def test_the_whole_training_is_one_command(dispatched, monkeypatch):
+    monkeypatch.setattr(train, "resolve_device", lambda name: name)
+    train.main(["train", "all", "--device", "cuda"])
+    assert len(dispatched) == len(train.ORDER) and all(shop.live for shop in dispatched)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_gpu_that_is_not_there_is_one_sentence(dispatched, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.main(["train", "all", "--device", "cuda"])
+    assert ended.value.code == 3 and not dispatched
+    assert capsys.readouterr().err.startswith("device cuda was asked for, but 0 CUDA devices are here")
+
+
+def test_a_stopped_training_says_how_it_goes_on(monkeypatch, capsys):
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train", stopped)
+    with pytest.raises(SystemExit) as ended:
+        train.main(["train", "all"])
+    assert ended.value.code == 130 and capsys.readouterr().err.startswith("Stopped. The same command goes on")
+
+
+def test_sets_that_lack_are_rendered_and_stopped_ones_go_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(data, "KINDS", TINY)
+    shop = Workshop(tmp_path)
+    stopped = iter((False, True))
+
+    def once(index: int, device: str) -> dict[str, np.ndarray]:
+        if next(stopped, False):
+            raise KeyboardInterrupt
+        return TINY["clips"](index, device)
+
+    monkeypatch.setattr(data, "KINDS", TINY | {"clips": once})
+    with pytest.raises(KeyboardInterrupt):
+        data.build("clips", 3, shop.pool)
+    assert data.count("clips", shop.pool) == 1 and data.planned("clips", shop.pool) == 3
+    train.render_missing(shop, ["clips"])
+    assert data.count("clips", shop.pool) == 3
+    (shop.pool / "clips" / "planned.txt").unlink()  # of an older version, or somebody's own: taken as it is
+    (shop.pool / "clips" / "0002").rename(tmp_path / "away")
+    train.render_missing(shop, ["clips"])
+    assert data.count("clips", shop.pool) == 2
+    monkeypatch.setitem(train.SETS, "faces", 2)
+    train.render_missing(shop, ["faces"])
+    assert data.count("faces", shop.pool) == 2
+
+
+def test_a_part_finds_all_that_it_learns_from(monkeypatch, tmp_path):
+    """On a bare root each part of ``train all`` renders its sets and takes a step."""
+    monkeypatch.setattr(data, "KINDS", TINY)
+    for kind in train.SETS:
+        monkeypatch.setitem(train.SETS, kind, 1)
+    shop = Workshop(tmp_path)
+    for part in ("recogniser", "vae", "reader"):
+        train.train(shop, part, 1, 0)
+        assert shop.trained_here(part)
+    assert data.count("decoded", shop.pool) == data.count("clips", shop.pool) == 1

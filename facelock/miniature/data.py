@@ -194,7 +194,9 @@ KINDS: dict[str, Callable[[int, str], dict[str, np.ndarray]]] = {
 
 
 def build(kind: str, shards: int, root: Path, device: str = "cpu", first: int = 0) -> None:
-    """Render the shards of a set that do not exist yet."""
+    """Render the shards of a set that do not exist yet. How many were wanted is kept: see :func:`planned`."""
+    (root / kind).mkdir(parents=True, exist_ok=True)
+    (root / kind / "planned.txt").write_text(f"{shards}\n")
     for i in range(first, shards):
         folder = root / kind / f"{i:04d}"
         if folder.is_dir():
@@ -206,6 +208,17 @@ def build(kind: str, shards: int, root: Path, device: str = "cpu", first: int = 
             np.save(temporary / f"{name}.npy", array)
         temporary.rename(folder)
         log.info("%s shard %d of %d", kind, i + 1, shards)
+
+
+def planned(kind: str, root: Path) -> int | None:
+    """How many shards of a set were asked for when it was last rendered; ``None`` if nothing tells."""
+    path = root / kind / "planned.txt"
+    return int(path.read_text()) if path.is_file() else None
+
+
+def count(kind: str, root: Path) -> int:
+    """How many shards of a set are finished."""
+    return sum(1 for _ in (root / kind).glob("[0-9]*[0-9]"))
 
 
 def shards(kind: str, root: Path) -> Iterator[dict[str, np.ndarray]]:

@@ -14,11 +14,22 @@ import torch
 from torch import nn
 
 from facelock.assets import asset_dir
+from facelock.errors import FaceLockError, InterruptedRunError
 from facelock.miniature import data
 from facelock.miniature.bundled import load_bundled
 from facelock.miniature.tasks import make_task
 from facelock.miniature.trainer import Trainer, averaged
-from facelock.miniature.workshop import LIVE_STEPS, MADE_OF, ORDER, SETS, STEPS, WINDOWS, Workshop
+from facelock.miniature.workshop import (
+    LEARNS_FROM,
+    LIVE_STEPS,
+    MADE_OF,
+    ORDER,
+    SETS,
+    STEPS,
+    WINDOWS,
+    Workshop,
+)
+from facelock.runtime import resolve_device
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +45,17 @@ def build_set(shop: Workshop, kind: str, count: int | None) -> None:
     from facelock.miniature.vae import build_decoded
 
     build_decoded(shop.vae(), data.OFFSETS, shop.pool)
+
+
+def render_missing(shop: Workshop, kinds: Sequence[str]) -> None:
+    """Render the sets that are not there, and go on with those whose rendering was stopped."""
+    for kind in kinds:
+        if kind != "decoded":
+            planned = data.planned(kind, shop.pool)
+            if planned is not None or not (shop.pool / kind).is_dir():
+                build_set(shop, kind, planned)
+        elif data.count("decoded", shop.pool) < data.count("clips", shop.pool):
+            build_set(shop, kind, None)
 
 
 def export(shop: Workshop, parts: tuple[str, ...], models: Path) -> None:
@@ -130,6 +152,7 @@ def evaluate(shop: Workshop) -> dict[str, dict[str, float]]:
     from facelock.miniature.cards import encoders
     from facelock.miniature.recognition import FacePool, verification
 
+    render_missing(shop, ["heldout"])
     pool, figures = FacePool("heldout", shop.pool), {}
     for part, embed in encoders().items():
         figures[part] = verification(embed, pool, blur=True)
@@ -146,13 +169,15 @@ def train(
     bundled: bool = False,
     seconds: float | None = None,
 ) -> None:
-    """Train one part to its last step, or for so many seconds, resuming what was saved.
+    """Train one part to its last step, or for so many seconds, resuming what was saved. Sets it lacks are rendered.
 
     With ``bundled`` and nothing saved, it starts from the weights that ship, at half the learning rate.
     """
     if shop.live:
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
+    else:
+        render_missing(shop, LEARNS_FROM[part])
     planned = (LIVE_STEPS if shop.live else STEPS)[part]
     # By the clock, the margins of the losses grow as planned, and no number of steps ends the training.
     task, origin = make_task(part, shop, steps or planned), list[Any]()
@@ -160,8 +185,6 @@ def train(
         load_bundled(part, task.module)
         task.rate, origin = task.rate / 2, trained(asset_dir("models")).get(part, [])
     Trainer(task, shop.folder(part), device=shop.device, seed=seed, origin=origin, seconds=seconds).run()
-    if part == "vae":
-        build_set(shop, "decoded", None)
 
 
 def _wanted(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[tuple[str, float | None]]:
@@ -175,24 +198,39 @@ def _wanted(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[tuple
     return out
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of ``python -m facelock.miniature``."""
-    parser = argparse.ArgumentParser(prog="python -m facelock.miniature", description=__doc__)
+def _options(parser: argparse.ArgumentParser, default: bool) -> argparse.ArgumentParser:
+    """What every command takes, before its name or after it."""
+
+    def kept(value: Any) -> Any:
+        return value if default else argparse.SUPPRESS
+
     parser.add_argument(
-        "--root", type=Path, default=Path("work/miniature"), help="folder of sets and training states"
+        "--root", type=Path, default=kept(Path("work/miniature")), help="folder of sets and training states"
     )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", default=kept("cpu"), help="cpu or cuda")
     parser.add_argument(
-        "--threads", type=int, default=0, help="threads of this process; 1 where several share a machine"
+        "--threads",
+        type=int,
+        default=kept(0),
+        help="threads of this process; 1 where several share a machine",
     )
     parser.add_argument(
-        "--windows", type=int, default=WINDOWS, help="clips that a GPU encodes for the blueprint"
+        "--windows", type=int, default=kept(WINDOWS), help="clips that a GPU encodes for the blueprint"
     )
+    return parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _options(argparse.ArgumentParser(prog="python -m facelock.miniature", description=__doc__), True)
     commands = parser.add_subparsers(dest="command", required=True)
-    p = commands.add_parser("data", help="render the training sets")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return _options(commands.add_parser(name, help=text), False)
+
+    p = command("data", "render the training sets")
     p.add_argument("kind", choices=[*SETS, "decoded", "all"])
     p.add_argument("--shards", type=int)
-    p = commands.add_parser("train", help="train one part, or all in order; resumes")
+    p = command("train", "train one part, or all in order; renders the sets it lacks; resumes")
     p.add_argument(
         "parts", nargs="+", metavar="PART", help=f"all, or any of {', '.join(ORDER)}; PART=SECONDS"
     )
@@ -201,20 +239,20 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument(
         "--bundled", action="store_true", help="start from the weights that ship, not from scratch"
     )
-    p = commands.add_parser("export", help="write trained parts to models/miniature and the catalog")
+    p = command("export", "write trained parts to models/miniature and the catalog")
     p.add_argument("parts", nargs="*", choices=[[], *ORDER], default=[])
-    commands.add_parser("cards", help="measure the exported models and write their model cards")
-    commands.add_parser("evaluate", help="held-out figures of the recognisers")
-    commands.add_parser("parts", help="measure which parts of a face the judge sees: for verify --explain")
-    p = commands.add_parser("crate", help="what the judge's layers do and look at: a table and a picture")
+    command("cards", "measure the exported models and write their model cards")
+    command("evaluate", "held-out figures of the recognisers")
+    command("parts", "measure which parts of a face the judge sees: for verify --explain")
+    p = command("crate", "what the judge's layers do and look at: a table and a picture")
     p.add_argument("picture", type=Path, nargs="?", default=Path("docs/judge.png"))
-    p = commands.add_parser("samples", help="render the sample faces")
+    p = command("samples", "render the sample faces")
     p.add_argument("folder", type=Path, nargs="?", default=Path("samples/faces"))
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    shop = Workshop(args.root, args.device, args.windows)
+    return parser
+
+
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    shop = Workshop(args.root, str(resolve_device(args.device)), args.windows)
     if args.command == "data":
         for kind in SETS if args.kind == "all" else (args.kind,):
             build_set(shop, kind, args.shards)
@@ -227,6 +265,7 @@ def main(argv: list[str] | None = None) -> None:
         from facelock.miniature import cards
 
         models = asset_dir("models")
+        render_missing(shop, ["heldout"])
         cards.write(models, trained(models), cards.measure(shop.pool))
     elif args.command == "samples":
         from facelock.miniature import samples
@@ -242,3 +281,20 @@ def main(argv: list[str] | None = None) -> None:
         sys.stdout.write(inside_crate.write(args.picture))
     else:
         evaluate(shop)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of ``python -m facelock.miniature``; ends by ``SystemExit`` with the codes of the command line."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        _run(parser, args)
+    except FaceLockError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped. The same command goes on from what was saved within the last minute.\n")
+        raise SystemExit(InterruptedRunError.exit_code) from None

@@ -51,6 +51,20 @@ WINDOWS = 48000
 GAIN = 16.0
 """What an error in the middle of an eye or mouth counts for more than one elsewhere, while the blueprint learns."""
 SETS = {"faces": 16, "judge": 4, "heldout": 2, "frames": 6, "clips": 14}
+LEARNS_FROM: dict[str, tuple[str, ...]] = {
+    "recogniser": ("faces",),
+    "judge": ("judge",),
+    "vae": ("clips",),
+    "detector": ("frames", "clips", "decoded"),
+    "reader": ("frames", "clips", "decoded"),
+    "identity_reader": ("faces",),
+    "aligner": ("faces",),
+    "restorer": ("faces",),
+    "upscaler": (),
+    "blueprint": ("clips",),
+    "tiny_decoder": ("clips",),
+}
+"""Part → the sets that it is trained on, where pictures are not rendered anew for every batch."""
 STEPS = {
     "recogniser": 1700,
     "judge": 4000,
