@@ -567,7 +567,7 @@ def test_the_recipe_fits_the_published_configuration(folder: Path, monkeypatch) 
         }  # fmt: skip
     words = tiny_a2.gemma_tokenizer()
     networks["text_encoder"] = tiny_a2.gemma(len(words))
-    found = Checkpoint(networks, {"tokenizer": words}, tiny_a2.FlowMatchEulerDiscreteScheduler(), {})
+    found = Checkpoint(networks, words, tiny_a2.FlowMatchEulerDiscreteScheduler(), {})
     monkeypatch.setattr("facelock.blueprint.ltx2.load_checkpoint", lambda *_, **__: found)
     low = load_recipe("ltx-2").blueprint
     backbone = LTX2(

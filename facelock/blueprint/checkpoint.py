@@ -19,17 +19,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
-from facelock.blueprint.fits import PIPELINES, REMEDY, Asked, Config, misfits, read_configs, read_index
+from facelock.blueprint.fits import Asked, misfits
+from facelock.blueprint.index import PIPELINES, REMEDY, Config, read_configs, read_index
 from facelock.errors import ModelError
 from facelock.weights import pretrained
-from facelock.weights.pretrained import load_network, load_part
+from facelock.weights.pretrained import load_network, load_part, require_words
 
 Place = Callable[[Mapping[str, torch.nn.Module]], None]
 """Puts the networks, by name, where they run: on one device, or in and out of it as a memory plan says."""
@@ -45,8 +46,6 @@ class Layout:
     """Folder → class whose ``from_pretrained`` reads it."""
     schedulers: tuple[Any, ...]
     """Classes that ``model_index.json`` may give for the scheduler."""
-    others: Mapping[str, Any] = field(default_factory=lambda: {"tokenizer": AutoTokenizer})
-    """Folder → class of what holds no weights: tokenizers, picture processors."""
     optional: frozenset[str] = frozenset()
     """Networks that ``model_index.json`` may leave out."""
     float32: frozenset[str] = frozenset({"vae"})
@@ -58,15 +57,10 @@ class Checkpoint:
     """The parts of one checkpoint, in evaluation mode, without gradients."""
 
     networks: Mapping[str, torch.nn.Module]
-    others: Mapping[str, Any]
+    tokenizer: Any
     scheduler: Any
     index: Mapping[str, Any]
     """``model_index.json``: plain values of the pipeline's own, such as ``boundary_ratio``."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer of a checkpoint that has one."""
-        return self.others["tokenizer"]
 
     def require_fit(self, kind: str, folder: str | Path, asked: Asked) -> None:
         """Raise the first of what the checkpoint cannot do of what is ``asked``, by what was really loaded."""
@@ -106,10 +100,7 @@ def load_checkpoint(
         if not (name in layout.optional and _left_out(index, name))
     }
     with device_errors(str(device)):
-        others = {
-            name: load_part(folder, name, kind.from_pretrained, REMEDY)
-            for name, kind in layout.others.items()
-        }
+        tokenizer = load_part(folder, "tokenizer", AutoTokenizer.from_pretrained, REMEDY)
         networks = {
             name: load_network(
                 folder, name, network, torch.float32 if name in layout.float32 else dtype, REMEDY
@@ -117,8 +108,9 @@ def load_checkpoint(
             for name, network in wanted.items()
         }
         schedule = load_part(folder, "scheduler", scheduler.from_pretrained, REMEDY)
+        require_words(folder, "tokenizer", tokenizer, networks["text_encoder"], REMEDY)
         (place or all_on(device))(networks)
-    return Checkpoint(networks, others, schedule, index)
+    return Checkpoint(networks, tokenizer, schedule, index)
 
 
 def all_on(device: str | torch.device) -> Place:
