@@ -568,7 +568,7 @@ def test_the_recipe_fits_the_published_configuration(folder: Path, monkeypatch) 
     words = tiny_a2.gemma_tokenizer()
     networks["text_encoder"] = tiny_a2.gemma(len(words))
     found = Checkpoint(networks, words, tiny_a2.FlowMatchEulerDiscreteScheduler(), {})
-    monkeypatch.setattr("facelock.blueprint.ltx2.load_checkpoint", lambda *_, **__: found)
+    monkeypatch.setattr("facelock.blueprint.base.load_checkpoint", lambda *_, **__: found)
     low = load_recipe("ltx-2").blueprint
     backbone = LTX2(
         "anywhere", size=low.size, fps=float(low.fps), window=low.window, context=low.context, steps=low.steps,

@@ -17,8 +17,8 @@ read into the CPU's memory first and then put where they run, by a memory plan (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,10 @@ from transformers import AutoTokenizer
 
 from facelock.blueprint.fits import Asked, misfits
 from facelock.blueprint.index import PIPELINES, REMEDY, Config, read_configs, read_index
-from facelock.errors import ModelError
-from facelock.weights import pretrained
-from facelock.weights.pretrained import load_network, load_part, require_words
+from facelock.errors import ModelError, first_line
+from facelock.weights.pretrained import device_errors, load_network, load_part, out_of_memory, require_words
 
+LIBRARIES = frozenset({"torch", "diffusers", "transformers", "tokenizers"})
 Place = Callable[[Mapping[str, torch.nn.Module]], None]
 """Puts the networks, by name, where they run: on one device, or in and out of it as a memory plan says."""
 
@@ -99,7 +99,7 @@ def load_checkpoint(
         for name, network in layout.networks.items()
         if not (name in layout.optional and _left_out(index, name))
     }
-    with device_errors(str(device)):
+    with working(folder, str(device)):
         tokenizer = load_part(folder, "tokenizer", AutoTokenizer.from_pretrained, REMEDY)
         networks = {
             name: load_network(
@@ -123,9 +123,27 @@ def all_on(device: str | torch.device) -> Place:
     return place
 
 
-def device_errors(device: str | torch.device) -> AbstractContextManager[None]:
-    """Turn what a device says when it is absent, full or lost into ``DeviceError``."""
-    return pretrained.device_errors(device, "The blueprint", "Choose a smaller window, size or model.")
+@contextmanager
+def working(folder: Path, device: str) -> Iterator[None]:
+    """Turn what a device says when it is absent, full or lost into ``DeviceError``, and what the libraries say of
+    networks that cannot do their work into ``ModelError``: a configuration is believed until it is used."""
+    with device_errors(device, "The blueprint", "Choose a smaller window, size or model."):
+        try:
+            yield
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if out_of_memory(error) or not _of_a_library(error):
+                raise
+            raise ModelError(f"{folder} cannot be worked with ({first_line(error)}). {REMEDY}") from error
+
+
+def _of_a_library(error: BaseException) -> bool:
+    """Whether ``error`` was raised in the code of torch, diffusers or transformers, and is none of a device's."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_by = str(trace.tb_frame.f_globals.get("__name__")) if trace else ""
+    said = str(error)
+    return raised_by.partition(".")[0] in LIBRARIES and "CUDA" not in said and "NVIDIA" not in said
 
 
 def _scheduler_class(index: Mapping[str, Any], layout: Layout, folder: Path) -> Any:

@@ -253,6 +253,15 @@ def _wan_schedule(kind: str, folder: str, configs: Configs, asked: Asked) -> Fou
         yield ModelError("The blueprint's scheduler shifts by picture size. Use one with a fixed flow_shift.")
 
 
+def _wan_statistics(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    count = configs["vae"]["z_dim"]
+    for name in ("latents_mean", "latents_std"):
+        values = configs["vae"][name]
+        whole = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+        if not whole or len(values) != count or (name == "latents_std" and min(values) <= 0):
+            yield ModelError(f"{folder}/vae: its {name} is no list of {count} numbers. {REMEDY}")
+
+
 def _wan_texts(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
     yield from _widths(folder, configs["text_encoder"]["d_model"], _wan_transformer(configs)["text_dim"])
 
@@ -285,6 +294,8 @@ def _ltx2_patches(kind: str, folder: str, configs: Configs, asked: Asked) -> Fou
 
 def _ltx2_channels(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
     network, sound = configs["transformer"], configs["audio_vae"]
+    if min(sound["sample_rate"], sound["mel_hop_length"]) < 1:
+        yield ModelError(f"{folder}/audio_vae: its sample_rate or mel_hop_length is below 1. {REMEDY}")
     made = configs["vae"]["latent_channels"], sound["latent_channels"] * sound["mel_bins"] // MEL_COMPRESSION
     taken = network["in_channels"], network["audio_in_channels"]
     if taken != made:
@@ -376,11 +387,12 @@ def _consisid_window(kind: str, folder: str, configs: Configs, asked: Asked) -> 
         yield refused(f"window = {asked.window}", f"2 to {longest}")
 
 
+WAN = (_wan_statistics, _wan_texts, _wan_size)
 CHECKS: Mapping[str, tuple[Callable[[str, str, Configs, Asked], Found], ...]] = {
-    "skyreels_v2": (_window, _noise, _wan_schedule, _wan_texts, _wan_size, _skyreels_channels, _skyreels_frames,
-                    _wan_positions, _skyreels_regions),
-    "wan_vace": (_window, _noise, _wan_schedule, _wan_texts, _wan_size, _vace_boundary, _vace_channels, _wan_positions),
-    "helios": (_window, _noise, _helios_schedule, _wan_texts, _wan_size, _helios_sections),
+    "skyreels_v2": (_window, _noise, _wan_schedule, *WAN, _skyreels_channels, _skyreels_frames, _wan_positions,
+                    _skyreels_regions),
+    "wan_vace": (_window, _noise, _wan_schedule, *WAN, _vace_boundary, _vace_channels, _wan_positions),
+    "helios": (_window, _noise, _helios_schedule, *WAN, _helios_sections),
     "ltx2": (_ltx2_settings, _window, _noise, _ltx2_patches, _ltx2_channels, _ltx2_texts, _ltx2_frames, _ltx2_blocks),
     "consisid": (_consisid_settings, _window, _consisid_features, _consisid_kind, _consisid_schedule, _consisid_size,
                  _consisid_window),

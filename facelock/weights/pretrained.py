@@ -12,6 +12,7 @@ diffusion of stage 1 and the image diffusion of ``faceid``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,14 +113,16 @@ def _variant(folder: Path) -> str | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence remarks and progress bars of diffusers and transformers for a while."""
+    """Silence warnings, remarks and progress bars of diffusers and transformers for a while."""
     before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
     shown = transformers_logging.is_progress_bar_enabled()
     diffusers_logging.set_verbosity_error()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         diffusers_logging.set_verbosity(before[0])
         transformers_logging.set_verbosity(before[1])
