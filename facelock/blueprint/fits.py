@@ -54,7 +54,7 @@ class Asked:
 
 def refused(found: str, allowed: str) -> ConfigError:
     """The error for what was ``found`` in the recipe, where ``allowed`` would be possible."""
-    return ConfigError(f"The blueprint cannot work with {found}. Give {allowed} in the recipe.")
+    return ConfigError(f"The blueprint cannot work with the recipe's {found}. Give {allowed}.")
 
 
 def misfits(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
@@ -320,6 +320,8 @@ def _ltx2_frames(kind: str, folder: str, configs: Configs, asked: Asked) -> Foun
     if asked.context % time != 1 % time:
         yield refused(f"context = {asked.context}", f"n * {time} + 1 frames")
     yield from _sides(asked, space)
+    if configs["vae"]["decoder_spatial_padding_mode"] == "reflect" and 0 < min(asked.size) < 2 * space:
+        yield refused(f"size = {asked.size}", f"{2 * space} or more")
 
 
 def _ltx2_blocks(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
