@@ -30,7 +30,9 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from facelock.recipe import Recipe, model_names
 from facelock.tuning.footprint import Footprint
+from facelock.weights import Catalog
 
 GIB = 2**30
 VAES = {
@@ -39,6 +41,8 @@ VAES = {
     "AutoencoderKLLTX2Video": ((8, 32), 512 * 512),
 }
 """Autoencoder → its compression, and the pixels of its tiles."""
+STABLE_DIFFUSION = 2 * (859_535_364 + 123_060_480 + 83_653_863)
+"""Bytes of UNet (of 9 channels 14,400 more), text encoder and VAE in 16 bits."""
 OTHER_PARTS = {
     "LTX2TextConnectors": "connectors",
     "AutoencoderKLLTX2Audio": "audio_vae",
@@ -116,6 +120,14 @@ def gib(name: str) -> float:
     """GiB of the checkpoint's networks."""
     half, full = networks(name)
     return (2 * sum(map(weights, half)) + 4 * sum(map(weights, full))) / GIB
+
+
+def after(recipe: Recipe) -> int:
+    """Bytes of the weights of a recipe's other stages: as the catalog gives them, and Stable Diffusion 1.5 as it is
+    pulled, in 16 bits."""
+    catalog = Catalog.load()
+    names = {name for role, name in model_names(recipe).items() if not role.startswith("blueprint.")}
+    return sum(STABLE_DIFFUSION if name == "sd15-inpaint" else catalog.find(name).bytes for name in names)
 
 
 def footprint(name: str) -> Footprint:

@@ -32,11 +32,12 @@ from transformers import T5EncoderModel
 
 from facelock.blueprint.base import LoadedBackbone
 from facelock.blueprint.checkpoint import Checkpoint, Layout
-from facelock.blueprint.common import clean_text, decoded, denoised
+from facelock.blueprint.common import clean_text, decoded, denoised, tell_cut
 from facelock.blueprint.consisid_features import FeatureFolder, Features, FeatureSource
 from facelock.blueprint.published import sampler, watched
 from facelock.errors import InputError
 from facelock.types import Identity
+from facelock.weights.pretrained import quiet
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ class ConsisID(LoadedBackbone):
                 "Ask for that many at most, or give another recipe."
             )
         face = self._face(references)
-        with torch.no_grad(), self._working():
+        tell_cut(self._pipe.tokenizer, clean_text(prompt), self._pipe.transformer.config.max_text_seq_length)
+        with quiet(), torch.no_grad(), self._working():
             latents = denoised(lambda: self._denoise(prompt, face, seed), self.modules, self._bound)
             frames = decoded(self._pipe.vae, lambda: self._pipe.decode_latents(latents))
             return frames[: self.window].contiguous()

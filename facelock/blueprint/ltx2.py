@@ -48,7 +48,7 @@ from transformers import Gemma3ForConditionalGeneration
 
 from facelock.blueprint.base import LoadedBackbone
 from facelock.blueprint.checkpoint import Checkpoint, Layout
-from facelock.blueprint.common import check_context, clean_text, decoded, denoised
+from facelock.blueprint.common import check_context, clean_text, decoded, denoised, tell_cut
 from facelock.blueprint.published import sampler, watched
 from facelock.blueprint.x0_edit import guided
 from facelock.errors import NotFiniteError
@@ -237,6 +237,7 @@ class LTX2(LoadedBackbone):
             while len(self._prompts) >= REMEMBERED_PROMPTS:
                 self._prompts.pop(next(iter(self._prompts)))
             length = min(LONGEST_TEXT, int(self._pipe.tokenizer_max_length))
+            tell_cut(self._pipe.tokenizer, clean_text(text), length)
             states, mask, _, _ = self._pipe.encode_prompt(
                 clean_text(text), do_classifier_free_guidance=False, max_sequence_length=length
             )

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from facelock.blueprint.base import LoadedBackbone
 from facelock.blueprint.checkpoint import Checkpoint
-from facelock.blueprint.common import check_context, clean_text, decoded, denoised
+from facelock.blueprint.common import check_context, clean_text, decoded, denoised, tell_cut
 from facelock.blueprint.fits import wan_scales
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
 from facelock.blueprint.x0_edit import steered
@@ -208,6 +208,7 @@ class WanBackbone(LoadedBackbone):
 
     def _encode_text(self, text: str) -> Tensor:
         length = min(LONGEST_TEXT, int(self._tokenizer.model_max_length))
+        tell_cut(self._tokenizer, clean_text(text), length)
         tokens = self._tokenizer(clean_text(text), truncation=True, max_length=length, return_tensors="pt")
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
         states = self._text_encoder(ids, mask).last_hidden_state

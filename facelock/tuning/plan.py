@@ -5,7 +5,7 @@
     plan = choose_plan(read_footprint(folder), Shape((544, 960), window=97), vram=16, recipe="skyreels-v2-1.3b")
 
 The peak is the largest of four moments: encoding text, denoising a window, decoding it, restoring its frames. Each is
-the weights that are on the GPU then and what is computed with them:
+the weights that are on the GPU then, the later stages' among them, and what is computed with them:
 
 =========  ==========================================================================================
 denoising  tokens × channels × :data:`PER_TOKEN` bytes and what the control branch holds, twice when both halves of
@@ -17,7 +17,7 @@ text       the text encoder itself, and the states of its layers where they are 
 =========  ==========================================================================================
 
 The factors were found by running diffusers' classes at production sizes on fake tensors and adding up what is alive
-at once (``tests/test_tuning_plan.py`` does it again at a small size); :data:`RESERVE` and :data:`OVERHEAD` are
+at once (``tests/test_memory_factors.py`` does it again at a small size); :data:`RESERVE` and :data:`OVERHEAD` are
 allowances for what such a count does not see. No figure here was measured on a GPU.
 """
 
@@ -53,7 +53,7 @@ ONE_PASS = frozenset(OTHER_VAES)
 TEXT_TOKENS = 1024
 """Longest prompt of a text encoder whose layers' states are kept; they are there three times."""
 FACE_NETS = 1 * GIB
-"""Allowance for detector, recognisers, aligner and restorer with their batches."""
+"""Allowance for what detector, recognisers, aligner and restorer compute with."""
 RESERVE = 1.1
 """Share for fragments between allocations."""
 HELD = 3
@@ -116,6 +116,8 @@ class Shape:
     scale: int = 4
     batch: int = 16
     """Frames enlarged at once."""
+    after: int = 0
+    """Bytes of the weights of the stages after the blueprint, which stay on the GPU."""
 
 
 def plans() -> list[Plan]:
@@ -135,7 +137,7 @@ def peak(found: Footprint, shape: Shape, plan: Plan) -> int:
         denoisers = min(denoisers, 2 * plan.groups * single // max(1, found.blocks))
     moment = {"stay": 0, "after": text, "layers": _largest_layer(found, shape)}[plan.text]
     moment += 3 * TEXT_TOKENS * found.states * BYTES[shape.precision]
-    kept = others + denoisers + (text if plan.text == "stay" else 0)
+    kept = shape.after + others + denoisers + (text if plan.text == "stay" else 0)
     moments = (
         kept + moment,
         kept + _denoising(found, shape, plan),
