@@ -77,7 +77,7 @@ def lacking(
     missing are not told, but for names that mean nothing, since somebody else does.
     """
     names, found = model_names(recipe, used), list(_kinds(recipe, used))
-    refused = caught(lambda: require_commercial(names.values())) if commercial else []
+    refused = caught(*(partial(require_commercial, [name]) for name in names.values())) if commercial else []
     found += refused
     paths = {role: path for role, name in names.items() if (path := place(name)) is not None}
     found += caught(*(partial(require_known, name) for name in names.values()))
