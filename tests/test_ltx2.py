@@ -466,6 +466,7 @@ def test_a_decoder_short_of_memory_goes_on_in_tiles(folder: Path, monkeypatch, c
     ("changes", "words"),
     [
         ({"size": (64, 80)}, r"size = \(64, 80\). Give n \* 32"),
+        ({"size": (32, 64)}, r"size = \(32, 64\). Give 64 or more"),
         ({"context": 8}, r"context = 8. Give n \* 8 \+ 1 frames"),
         ({"context": 17}, "context = 17. Give less than the window, 17"),
         ({"steps": 0}, "steps = 0. Give 1 or more"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 from tiny_speed import real_size
 
 from facelock.errors import ConfigError, DeviceError, ModelError
+from facelock.memory import weights_after
 from facelock.recipe import load_recipe, tuned
 from facelock.tuning.footprint import Footprint, read_footprint
 from facelock.tuning.plan import (
     GIB,
+    RESERVE,
     VRAM,
     Plan,
     Shape,
@@ -66,6 +69,23 @@ def test_a_larger_model_and_a_larger_picture_need_more(small: Footprint, large: 
 def test_no_measure_needs_more_memory(small: Footprint, one: dict[str, Any]) -> None:
     assert peak(small, SMALL, Plan(**one)) <= peak(small, SMALL, Plan())
     assert Plan(**one).slowness() > Plan().slowness()
+
+
+def test_the_later_stages_stay_on_the_card_beside_it(small: Footprint, tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    for name, size in (
+        ("unet/a.safetensors", 7),
+        ("unet/config.json", 99),
+        ("b.onnx", 5),
+        ("model.safetensors", 99),
+    ):
+        (tmp_path / name).write_bytes(bytes(size))
+    paths = {"lock.model": tmp_path / "unet", "faces.encoder": tmp_path / "b.onnx"}
+    paths |= {"judge.encoder": tmp_path / "b.onnx", "blueprint.model": tmp_path}
+    assert weights_after(paths) == 12  # each file once, and not the blueprint's
+    for plan in (Plan(), Plan(groups=1, text="layers", tiling=True, pair=False)):
+        more = peak(small, replace(SMALL, after=GIB), plan) - peak(small, SMALL, plan)
+        assert more == pytest.approx(RESERVE * GIB, abs=2)
 
 
 def test_more_memory_never_chooses_a_slower_plan(small: Footprint, large: Footprint) -> None:
