@@ -113,7 +113,7 @@ def _variant(folder: Path) -> str | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings, remarks and progress bars of diffusers and transformers for a while."""
+    """Silence remarks and progress bars of diffusers and transformers for a while."""
     before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
     shown = transformers_logging.is_progress_bar_enabled()
     diffusers_logging.set_verbosity_error()
