@@ -29,7 +29,7 @@ from facelock.identity import identity_from_picture
 from facelock.identity.storage import is_face_file, stored_identity
 from facelock.ledger import Judge, ReadabilityLimits
 from facelock.lock_loop import Locker
-from facelock.memory import memory_plan, shape_of, usable_memory
+from facelock.memory import memory_plan, shape_of, usable_memory, weights_after
 from facelock.perception import Perception, pack_member, pack_of
 from facelock.preflight import require
 from facelock.protocols import Backbone, FacePack, FaceRestorer, Guide, Upscaler
@@ -103,7 +103,8 @@ class Assembly:
         self._paths = self._located()
         self._paths |= _pack_files(recipe, self._paths)
         self._require_adapters()
-        self.plan = memory_plan(recipe, self._device, self._paths.get("blueprint.model"))
+        self._after = weights_after(self._paths)
+        self.plan = memory_plan(recipe, self._device, self._paths.get("blueprint.model"), self._after)
 
     def _located(self) -> dict[str, Path]:
         """Role → file or folder of every model, read once for its digest; those that differ are told together."""
@@ -139,7 +140,9 @@ class Assembly:
         """Where frames lie between the stages: :func:`facelock.tuning.frames.frames_device`."""
         usable = usable_memory(self.recipe, self._device)
         speed, folder = self.recipe.speed.choices(), self._paths["blueprint.model"]
-        return frames_device(self._device, speed, folder, shape_of(self.recipe), self.plan, usable)
+        return frames_device(
+            self._device, speed, folder, shape_of(self.recipe, self._after), self.plan, usable
+        )
 
     @cached_property
     def weights(self) -> Mapping[str, str]:

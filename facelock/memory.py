@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -30,8 +31,19 @@ def usable_memory(recipe: Recipe, device: torch.device) -> int:
     return (recipe.memory.vram or 0) * GIB or total_memory(device)
 
 
-def shape_of(recipe: Recipe) -> Shape:
-    """What a plan has to know of a recipe."""
+def weights_after(paths: Mapping[str, Path]) -> int:
+    """Bytes that the weights of the stages after the blueprint take at most, by their files: role → file or folder."""
+    found = {path for role, path in paths.items() if not role.startswith("blueprint.")}
+    return sum(_bytes(path) for path in found)
+
+
+def _bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [*path.rglob("*.safetensors"), *path.rglob("*.onnx")]
+    return sum(file.stat().st_size for file in files)
+
+
+def shape_of(recipe: Recipe, after: int = 0) -> Shape:
+    """What a plan has to know of a recipe; ``after`` are the bytes of :func:`weights_after`."""
     low = recipe.blueprint
     return Shape(
         low.size,
@@ -41,11 +53,13 @@ def shape_of(recipe: Recipe) -> Shape:
         float8=recipe.speed.choices().quantise is not None,
         scale=recipe.restore.scale,
         batch=recipe.restore.batch,
+        after=after,
     )
 
 
-def memory_plan(recipe: Recipe, device: torch.device, folder: Path | None) -> Plan:
-    """How the recipe fits into the memory it may use; ``folder`` holds the blueprint, None where it is not used.
+def memory_plan(recipe: Recipe, device: torch.device, folder: Path | None, after: int = 0) -> Plan:
+    """How the recipe fits into the memory it may use; ``folder`` holds the blueprint, None where it is not used, and
+    ``after`` are the bytes of the other stages' weights.
 
     Raises ``DeviceError`` where it does not fit what was asked for, or the card has less than that.
     """
@@ -55,7 +69,7 @@ def memory_plan(recipe: Recipe, device: torch.device, folder: Path | None) -> Pl
     if (folder is not None and not folder.is_dir()) or not (vram or total):
         return Plan()
     found = NOTHING if folder is None else read_footprint(folder)
-    shape, name = shape_of(recipe), recipe.name
+    shape, name = shape_of(recipe, after), recipe.name
     if vram:
         smaller = [other for other in recipe_names() if other == "miniature" != name]
         plan = choose_plan(found, shape, vram=vram, recipe=name, smaller=smaller)

@@ -23,6 +23,7 @@ from typing import Any
 from facelock.alignment import ALIGNERS, aligner_class
 from facelock.alignment import formats as alignment_formats
 from facelock.blueprint import BACKBONES, backbone_class, fits
+from facelock.blueprint.index import PIPELINES, Config, broken_parts, read_configs, read_index
 from facelock.errors import ConfigError, FaceLockError, ModelError, caught, together
 from facelock.nets.taehv_layout import read_shape
 from facelock.portrait import fits as portrait_fits
@@ -76,7 +77,7 @@ def lacking(
     missing are not told, but for names that mean nothing, since somebody else does.
     """
     names, found = model_names(recipe, used), list(_kinds(recipe, used))
-    refused = caught(lambda: require_commercial(names.values())) if commercial else []
+    refused = caught(*(partial(require_commercial, [name]) for name in names.values())) if commercial else []
     found += refused
     paths = {role: path for role, name in names.items() if (path := place(name)) is not None}
     found += caught(*(partial(require_known, name) for name in names.values()))
@@ -117,16 +118,15 @@ def _blueprint(recipe: Recipe, paths: Paths, used: Uses) -> Found:
     if not uses(used, "blueprint"):
         return
     low, folder = recipe.blueprint, paths.get("blueprint.model")
-    configs: dict[str, fits.Config] = {}
-    if folder and low.kind in fits.PIPELINES:
+    configs: dict[str, Config] = {}
+    if folder and low.kind in PIPELINES:
         try:
-            index = fits.read_index(folder, fits.PIPELINES[low.kind])
+            index = read_index(folder, PIPELINES[low.kind])
         except ModelError as error:
             yield error
             return
-        for part in fits.missing_parts(folder, index):
-            yield ModelError(f"{folder} lacks its {part}/ folder. {fits.REMEDY}")
-        configs = fits.read_configs(folder, index)
+        yield from broken_parts(folder, index)
+        configs = read_configs(folder, index)
     asked = fits.Asked(
         low.size,
         low.window,

@@ -30,7 +30,25 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from facelock.recipe import Recipe, model_names
+from facelock.tuning.footprint import Footprint
+from facelock.weights import Catalog
+
 GIB = 2**30
+VAES = {
+    "AutoencoderKLWan": ((4, 8), 256 * 256),
+    "AutoencoderKLCogVideoX": ((4, 8), 240 * 360),
+    "AutoencoderKLLTX2Video": ((8, 32), 512 * 512),
+}
+"""Autoencoder → its compression, and the pixels of its tiles."""
+STABLE_DIFFUSION = 2 * (859_535_364 + 123_060_480 + 83_653_863)
+"""Bytes of UNet (of 9 channels 14,400 more), text encoder and VAE in 16 bits."""
+OTHER_PARTS = {
+    "LTX2TextConnectors": "connectors",
+    "AutoencoderKLLTX2Audio": "audio_vae",
+    "LTX2Vocoder": "vocoder",
+}
+"""Class → folder."""
 SMALL = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30}
 LARGE = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40}
 UMT5_XXL = {
@@ -89,16 +107,55 @@ def weights(network: Any) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def gib(name: str) -> float:
-    """GiB of the checkpoint's networks: of the Wan family all in 16 bits but the autoencoder, which has 32."""
+def networks(name: str) -> tuple[list[Any], list[Any]]:
+    """The checkpoint's networks without their weights, of 16 bits and of 32: of the Wan family the VAE has 32."""
     with torch.device("meta"):
         if name in OTHERS:
-            half, full = OTHERS[name]()
-        else:
-            half = [UMT5EncoderModel(UMT5Config(**UMT5_XXL))]
-            half += [kind(**config) for kind, config in TRANSFORMERS[name]]
-            full = [AutoencoderKLWan()]
+            return OTHERS[name]()
+        text = UMT5EncoderModel(UMT5Config(**UMT5_XXL))
+        return [text, *(kind(**config) for kind, config in TRANSFORMERS[name])], [AutoencoderKLWan()]
+
+
+def gib(name: str) -> float:
+    """GiB of the checkpoint's networks."""
+    half, full = networks(name)
     return (2 * sum(map(weights, half)) + 4 * sum(map(weights, full))) / GIB
+
+
+def after(recipe: Recipe) -> int:
+    """Bytes of the weights of a recipe's other stages: as the catalog gives them, and Stable Diffusion 1.5 as it is
+    pulled, in 16 bits."""
+    catalog = Catalog.load()
+    names = {name for role, name in model_names(recipe).items() if not role.startswith("blueprint.")}
+    return sum(STABLE_DIFFUSION if name == "sd15-inpaint" else catalog.find(name).bytes for name in names)
+
+
+def footprint(name: str) -> Footprint:
+    """What :func:`facelock.tuning.footprint.read_footprint` finds in the published folder."""
+    half, full = networks(name)
+    text, network = half[0], next(net for net in half if type(net).__name__.endswith("3DModel"))
+    vae = next(net for net in [*half, *full] if type(net).__name__ in VAES)
+    parts = {"text_encoder": text, "vae": vae}
+    moved = [net for net in half if type(net) is type(network)]
+    parts |= {f"transformer{'_2' * number}": net for number, net in enumerate(moved)}
+    left = [net for net in [*half, *full] if not any(net is part for part in parts.values())]
+    parts |= {OTHER_PARTS[type(net).__name__]: net for net in left}
+    config, patch = network.config, network.config.patch_size
+    texts = GEMMA3_12B["text_config"] if name == "ltx-2" else {}
+    return Footprint(
+        parameters={part: weights(net) for part, net in parts.items()},
+        largest={"text_encoder": max(parameter.numel() for parameter in text.parameters())},
+        blocks=config.num_layers,
+        width=config.num_attention_heads * config.attention_head_dim,
+        network=type(network).__name__,
+        compression=VAES[type(vae).__name__][0],
+        patch=(patch[0], patch[-1]) if isinstance(patch, tuple | list) else (1, patch),
+        base=96,
+        vae=type(vae).__name__,
+        tile=VAES[type(vae).__name__][1],
+        control=len(config.get("vace_layers") or ()),
+        states=(texts["num_hidden_layers"] + 1) * texts["hidden_size"] if texts else 0,
+    )
 
 
 if __name__ == "__main__":

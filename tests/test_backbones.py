@@ -217,6 +217,8 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "not safetensors": lambda f: weights(f, "vae").write_bytes(b"<html>not found</html>"),
     "a weight lacking": lambda f: change(last_part(f), lambda t: t.pop("blocks.1.attn1.to_q.weight")),
     "a weight with NaN": lambda f: change(last_part(f), lambda t: t["proj_out.bias"].fill_(float("nan"))),
+    "other statistics": lambda f: rewrite(f / "vae" / "config.json", latents_std=[1.0] * 15),
+    "statistics of zero": lambda f: rewrite(f / "vae" / "config.json", latents_std=[0.0] * 16),
     "other shapes": lambda f: rewrite(last_part(f).parent / "config.json", ffn_dim=64),
 }
 

@@ -103,7 +103,10 @@ def stood_in(folder: Path, **models: str) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def test_a_clip_is_made_by_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("names", [("maria",), ("maria", "leo")], ids=["one", "two"])
+def test_a_clip_is_made_by_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
     """The miniature's recognisers and a toy's landmarks stand in; the tiny blueprint's noise lies on a face."""
     (tmp_path / "face.task").write_bytes(b"a toy reads them")
     monkeypatch.setattr("facelock.alignment.warp.load_reader", lambda path: Reader())
@@ -124,11 +127,13 @@ def test_a_clip_is_made_by_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return 0.98 * picture + 0.02 * real(prompt, context, **options)
 
     monkeypatch.setattr(backbone, "extend", extend)
-    report = pipeline.generate("a woman talking", MARIA, seconds=13 / 16).save(tmp_path / "clip.mp4")
-    assert asked == [(None, ["maria"]), (5, ["maria"])]
+    cast = [str(Path(MARIA).with_name(f"{name}.png")) for name in names]
+    report = pipeline.generate("a woman talking", cast, seconds=13 / 16).save(tmp_path / "clip.mp4")
+    assert asked == [(None, list(names)), (5, list(names))]
     info = probe(tmp_path / "clip.mp4")
     assert report.frames == info.frames == 13 and (info.height, info.width) == (256, 256)
-    assert all(row.similarity is not None for row in report.ledger)
+    assert {row.character for row in report.ledger} == set(names)
+    assert all(row.similarity is not None for row in report.ledger if row.character == "maria")
     assert report.settings["recipe"]["name"] == NAME
 
 

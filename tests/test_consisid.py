@@ -352,8 +352,8 @@ def test_the_recipe_fits_the_published_configuration(known: Path, monkeypatch) -
         }
     words = tiny_a2.t5_tokenizer()
     networks["text_encoder"] = tiny_a2.consisid_pipeline().text_encoder
-    found = Checkpoint(networks, {"tokenizer": words}, tiny_a2.CogVideoXDPMScheduler(), {})
-    monkeypatch.setattr("facelock.blueprint.consisid.load_checkpoint", lambda *_, **__: found)
+    found = Checkpoint(networks, words, tiny_a2.CogVideoXDPMScheduler(prediction_type="v_prediction"), {})
+    monkeypatch.setattr("facelock.blueprint.base.load_checkpoint", lambda *_, **__: found)
     low = load_recipe("consisid-5b").blueprint
     backbone = ConsisID(
         "anywhere", size=low.size, fps=float(low.fps), window=low.window, context=low.context, steps=low.steps,

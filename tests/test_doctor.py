@@ -536,7 +536,7 @@ def test_what_a_recipe_of_one_s_own_lacks_is_told_with_its_commands(asked_for, t
     own = tmp_path / "my.toml"
     assert code == 3
     told = out[out.index(f"The recipe {own} does not run here:") :]
-    assert "  The blueprint cannot work with window = 18. Give n * 4 + 1 frames in the recipe.\n" in told
+    assert "  The blueprint cannot work with the recipe's window = 18. Give n * 4 + 1 frames.\n" in told
     assert "  no model is called 'miniature/upscalr'. Known ones near it: miniature/upscaler" in told
     assert f"  opencv/sface is missing.\n    facelock models pull --recipe {own}\n" in told
     assert "No problems found." not in out and err.count("facelock: error:") == 1

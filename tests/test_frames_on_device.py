@@ -28,7 +28,6 @@ from facelock.journal import Resume, Tail
 from facelock.pipeline import Made, Pipeline
 from facelock.recipe import load_recipe
 from facelock.steps import Home, Steps
-from facelock.tuning.footprint import Footprint
 from facelock.tuning.frames import frames_device
 from facelock.tuning.options import Speed
 from facelock.tuning.plan import GIB, Plan, Shape, resident, room_for_frames
@@ -366,13 +365,6 @@ def test_where_nothing_helps_one_sentence_says_so(there: FakeDevice) -> None:
     with pytest.raises(DeviceError, match="Chunk 0, stage lock: out of memory") as caught:
         Steps(Span(0, 0, 1), 1, None, home)("lock", never, torch.zeros(1, 3, 2, 2).to(there.name))
     assert caught.value.exit_code == 3 and home.device.type == "cpu"
-
-
-def footprint() -> Footprint:
-    return Footprint(
-        parameters={"transformer": 1_400_000_000, "vae": 130_000_000},
-        largest={}, blocks=30, width=1536, base=96, forcing=True,
-    )  # fmt: skip
 
 
 def test_a_card_without_room_for_frames_is_told_before_anything_is_loaded(

@@ -466,6 +466,7 @@ def test_a_decoder_short_of_memory_goes_on_in_tiles(folder: Path, monkeypatch, c
     ("changes", "words"),
     [
         ({"size": (64, 80)}, r"size = \(64, 80\). Give n \* 32"),
+        ({"size": (32, 64)}, r"size = \(32, 64\). Give 64 or more"),
         ({"context": 8}, r"context = 8. Give n \* 8 \+ 1 frames"),
         ({"context": 17}, "context = 17. Give less than the window, 17"),
         ({"steps": 0}, "steps = 0. Give 1 or more"),
@@ -567,8 +568,8 @@ def test_the_recipe_fits_the_published_configuration(folder: Path, monkeypatch) 
         }  # fmt: skip
     words = tiny_a2.gemma_tokenizer()
     networks["text_encoder"] = tiny_a2.gemma(len(words))
-    found = Checkpoint(networks, {"tokenizer": words}, tiny_a2.FlowMatchEulerDiscreteScheduler(), {})
-    monkeypatch.setattr("facelock.blueprint.ltx2.load_checkpoint", lambda *_, **__: found)
+    found = Checkpoint(networks, words, tiny_a2.FlowMatchEulerDiscreteScheduler(), {})
+    monkeypatch.setattr("facelock.blueprint.base.load_checkpoint", lambda *_, **__: found)
     low = load_recipe("ltx-2").blueprint
     backbone = LTX2(
         "anywhere", size=low.size, fps=float(low.fps), window=low.window, context=low.context, steps=low.steps,

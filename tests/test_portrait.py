@@ -440,11 +440,11 @@ FOLDERS = {
     "no unet": (lambda f: shutil.rmtree(f / "unet"), "lacks its unet/ folder"),
     "no vae weights": (
         lambda f: (f / "vae" / "diffusion_pytorch_model.safetensors").unlink(),
-        "vae cannot be loaded",
+        "vae holds no .safetensors file",
     ),
     "cut text encoder": (
         lambda f: (f / "text_encoder" / "model.safetensors").write_bytes(b"x" * 40),
-        "text_encoder cannot be loaded",
+        "text_encoder.*model.safetensors is damaged",
     ),
     "wrong shapes": (
         lambda f: edit(f / "unet" / "config.json", lambda v: v.update(block_out_channels=[16, 48])),

@@ -24,6 +24,7 @@ from facelock.alignment import formats
 from facelock.assembly import Assembly
 from facelock.assets import asset_dir
 from facelock.blueprint import fits
+from facelock.blueprint.index import PIPELINES, read_configs, read_index
 from facelock.doctor import recipes as needs_of
 from facelock.errors import ConfigError, EnvironmentFailure, FaceLockError, InputError, ModelError, together
 from facelock.geometry import INSWAPPER128
@@ -296,8 +297,8 @@ def asked(**changes: object) -> fits.Asked:
 
 
 def misfits(kind: str, folder: Path, **changes: object) -> list[str]:
-    index = fits.read_index(folder, fits.PIPELINES[kind])
-    found = fits.misfits(kind, str(folder), fits.read_configs(folder, index), asked(**changes))
+    index = read_index(folder, PIPELINES[kind])
+    found = fits.misfits(kind, str(folder), read_configs(folder, index), asked(**changes))
     return [str(error) for error in found]
 
 

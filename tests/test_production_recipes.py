@@ -94,8 +94,8 @@ def test_its_numbers_fit_the_published_configurations(
     if name == "helios-14b":
         scheduler = HeliosScheduler(stages=1, stage_range=[0, 1], use_dynamic_shifting=True)
     index = {"boundary_ratio": 0.875} if len(kinds) > 1 else {}
-    found = Checkpoint(networks, {"tokenizer": words}, scheduler, index)
-    monkeypatch.setattr("facelock.blueprint.wan_base.load_checkpoint", lambda *_, **__: found)
+    found = Checkpoint(networks, words, scheduler, index)
+    monkeypatch.setattr("facelock.blueprint.base.load_checkpoint", lambda *_, **__: found)
     low = load_recipe(name).blueprint
     backbone = backbone_class(low.kind)(
         "anywhere",

@@ -113,7 +113,7 @@ class Built(SkyReelsV2):
                 "vae": kept(bench, "vae", lambda: autoencoder(bench)),
                 "text_encoder": nn.Identity(),
             },
-            {"tokenizer": None},
+            None,
             solver(),
             {},
         )

@@ -17,20 +17,21 @@ read into the CPU's memory first and then put where they run, by a memory plan (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
-from facelock.blueprint.fits import PIPELINES, REMEDY, Asked, Config, misfits, read_configs, read_index
-from facelock.errors import ModelError
-from facelock.weights import pretrained
-from facelock.weights.pretrained import load_network, load_part
+from facelock.blueprint.fits import Asked, misfits
+from facelock.blueprint.index import PIPELINES, REMEDY, Config, read_configs, read_index
+from facelock.errors import ModelError, first_line
+from facelock.weights.pretrained import device_errors, load_network, load_part, out_of_memory, require_words
 
+LIBRARIES = frozenset({"torch", "diffusers", "transformers", "tokenizers"})
 Place = Callable[[Mapping[str, torch.nn.Module]], None]
 """Puts the networks, by name, where they run: on one device, or in and out of it as a memory plan says."""
 
@@ -45,8 +46,6 @@ class Layout:
     """Folder → class whose ``from_pretrained`` reads it."""
     schedulers: tuple[Any, ...]
     """Classes that ``model_index.json`` may give for the scheduler."""
-    others: Mapping[str, Any] = field(default_factory=lambda: {"tokenizer": AutoTokenizer})
-    """Folder → class of what holds no weights: tokenizers, picture processors."""
     optional: frozenset[str] = frozenset()
     """Networks that ``model_index.json`` may leave out."""
     float32: frozenset[str] = frozenset({"vae"})
@@ -58,15 +57,10 @@ class Checkpoint:
     """The parts of one checkpoint, in evaluation mode, without gradients."""
 
     networks: Mapping[str, torch.nn.Module]
-    others: Mapping[str, Any]
+    tokenizer: Any
     scheduler: Any
     index: Mapping[str, Any]
     """``model_index.json``: plain values of the pipeline's own, such as ``boundary_ratio``."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer of a checkpoint that has one."""
-        return self.others["tokenizer"]
 
     def require_fit(self, kind: str, folder: str | Path, asked: Asked) -> None:
         """Raise the first of what the checkpoint cannot do of what is ``asked``, by what was really loaded."""
@@ -105,11 +99,8 @@ def load_checkpoint(
         for name, network in layout.networks.items()
         if not (name in layout.optional and _left_out(index, name))
     }
-    with device_errors(str(device)):
-        others = {
-            name: load_part(folder, name, kind.from_pretrained, REMEDY)
-            for name, kind in layout.others.items()
-        }
+    with working(folder, str(device)):
+        tokenizer = load_part(folder, "tokenizer", AutoTokenizer.from_pretrained, REMEDY)
         networks = {
             name: load_network(
                 folder, name, network, torch.float32 if name in layout.float32 else dtype, REMEDY
@@ -117,8 +108,9 @@ def load_checkpoint(
             for name, network in wanted.items()
         }
         schedule = load_part(folder, "scheduler", scheduler.from_pretrained, REMEDY)
+        require_words(folder, "tokenizer", tokenizer, networks["text_encoder"], REMEDY)
         (place or all_on(device))(networks)
-    return Checkpoint(networks, others, schedule, index)
+    return Checkpoint(networks, tokenizer, schedule, index)
 
 
 def all_on(device: str | torch.device) -> Place:
@@ -131,9 +123,27 @@ def all_on(device: str | torch.device) -> Place:
     return place
 
 
-def device_errors(device: str | torch.device) -> AbstractContextManager[None]:
-    """Turn what a device says when it is absent, full or lost into ``DeviceError``."""
-    return pretrained.device_errors(device, "The blueprint", "Choose a smaller window, size or model.")
+@contextmanager
+def working(folder: Path, device: str) -> Iterator[None]:
+    """Turn what a device says when it is absent, full or lost into ``DeviceError``, and what the libraries say of
+    networks that cannot do their work into ``ModelError``: a configuration is believed until it is used."""
+    with device_errors(device, "The blueprint", "Choose a smaller window, size or model."):
+        try:
+            yield
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if out_of_memory(error) or not _of_a_library(error):
+                raise
+            raise ModelError(f"{folder} cannot be worked with ({first_line(error)}). {REMEDY}") from error
+
+
+def _of_a_library(error: BaseException) -> bool:
+    """Whether ``error`` was raised in the code of torch, diffusers or transformers, and is none of a device's."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_by = str(trace.tb_frame.f_globals.get("__name__")) if trace else ""
+    said = str(error)
+    return raised_by.partition(".")[0] in LIBRARIES and "CUDA" not in said and "NVIDIA" not in said
 
 
 def _scheduler_class(index: Mapping[str, Any], layout: Layout, folder: Path) -> Any:

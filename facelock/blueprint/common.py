@@ -34,6 +34,15 @@ def clean_text(text: str) -> str:
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
 
 
+def tell_cut(tokenizer: Any, text: str, most: int) -> None:
+    """Say that a prompt is longer than the ``most`` tokens that are read of it."""
+    count = len(tokenizer(text, verbose=False).input_ids)
+    if count > most:
+        logger.warning(
+            "The prompt has %d tokens, the blueprint reads %d: its end has no effect.", count, most
+        )
+
+
 def decoded(vae: Any, decode: Callable[[], Tensor]) -> Tensor:
     """What ``decode`` makes of latents with ``vae``, (1, 3, T, H, W) in [-1, 1], as (T, 3, H, W) float32 in [0, 1].
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,95 +30,47 @@ from PIL import Image
 from torch import Tensor
 from transformers import T5EncoderModel
 
-from facelock.blueprint.checkpoint import Layout, Place, device_errors, load_checkpoint
-from facelock.blueprint.common import clean_text, decoded, denoised
+from facelock.blueprint.base import LoadedBackbone
+from facelock.blueprint.checkpoint import Checkpoint, Layout
+from facelock.blueprint.common import clean_text, decoded, denoised, tell_cut
 from facelock.blueprint.consisid_features import FeatureFolder, Features, FeatureSource
-from facelock.blueprint.fits import Asked
 from facelock.blueprint.published import sampler, watched
 from facelock.errors import InputError
-from facelock.precision import resolve_dtype
-from facelock.protocols import Guide
 from facelock.types import Identity
+from facelock.weights.pretrained import quiet
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = Layout(
-    kind="consisid",
-    networks={
-        "text_encoder": T5EncoderModel,
-        "transformer": ConsisIDTransformer3DModel,
-        "vae": AutoencoderKLCogVideoX,
-    },
-    schedulers=(CogVideoXDPMScheduler, CogVideoXDDIMScheduler),
-    float32=frozenset(),  # the pipeline encodes the face in the transformer's type
-)
 
+class ConsisID(LoadedBackbone):
+    """A :class:`facelock.protocols.Backbone` over the parts of one checkpoint folder, for one chunk.
 
-class ConsisID:
-    """A :class:`facelock.protocols.Backbone` over the parts of one checkpoint folder, for one chunk."""
+    ``context`` is kept by whoever asks, but never continued from; ``flow_shift``, ``context_noise`` and ``guide`` are
+    refused.
+    """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        size: tuple[int, int],
-        fps: float,
-        window: int,
-        context: int = 1,
-        steps: int = 50,
-        guidance_scale: float = 6.0,
-        flow_shift: float | None = None,
-        negative_prompt: str = "",
-        context_noise: float = 0.0,
-        device: str | torch.device = "cpu",
-        precision: str = "float32",
-        on_step: Callable[[int, int], None] | None = None,
-        place: Place | None = None,
-        guide: Guide | None = None,
-        features: str | Path | FeatureSource = "",
-    ) -> None:
-        """Load the checkpoint.
+    layout = Layout(
+        kind="consisid",
+        networks={
+            "text_encoder": T5EncoderModel,
+            "transformer": ConsisIDTransformer3DModel,
+            "vae": AutoencoderKLCogVideoX,
+        },
+        schedulers=(CogVideoXDPMScheduler, CogVideoXDDIMScheduler),
+        float32=frozenset(),  # the pipeline encodes the face in the transformer's type
+    )
 
-        ``size`` is (height, width) in pixels, ``window`` the frames of the clip; ``context`` is kept by whoever asks,
-        but never continued from. ``features`` is the folder of the faces' features, or what computes them.
-        ``precision`` is of all networks. ``on_step(done, steps)`` is called after every denoising step, and may raise
-        to stop. ``place`` puts the loaded networks where they run (default: all on ``device``).
-
-        Raises ``ModelError``, ``DeviceError``, and ``ConfigError`` for settings that it cannot do: ``flow_shift``,
-        ``context_noise`` and ``guide`` are among them.
-        """
-        self.size, self.fps = (int(size[0]), int(size[1])), float(fps)
-        self.window, self.context, self.steps = window, context, steps
-        self.guidance_scale, self.negative_prompt, self.on_step = guidance_scale, negative_prompt, on_step
-        self.device = torch.device(device)
-        dtype = resolve_dtype(precision, self.device)
-        asked = Asked(
-            self.size,
-            window,
-            context,
-            steps,
-            context_noise,
-            flow_shift,
-            guided=guide is not None,
-            options={"features": features},
-        )
-        parts = load_checkpoint(
-            Path(folder), LAYOUT, device=self.device, dtype=dtype, asked=asked, place=place
-        )
-        parts.require_fit(LAYOUT.kind, folder, asked)
+    def _take(self, *, features: str | Path | FeatureSource = "") -> None:
+        """``features`` is the folder of the faces' features, or what computes them."""
         self.features = _source(features)
-        self.modules: Mapping[str, torch.nn.Module] = parts.networks
-        """The loaded networks by name: ``text_encoder``, ``transformer``, ``vae``."""
-        self._scheduler, self._bound = parts.scheduler, str(getattr(place, "bound", ""))
+
+    def _open(self, parts: Checkpoint, flow_shift: float | None) -> None:
+        """Set up the pipeline over the loaded parts."""
+        self._scheduler = parts.scheduler
         self._pipe = sampler(ConsisIDPipeline, parts, self.device)
 
     @property
     def chunk(self) -> int:
-        """Frames of the one chunk."""
-        return self.window
-
-    @property
-    def first_chunk(self) -> int:
         """Frames of the one chunk."""
         return self.window
 
@@ -137,7 +89,8 @@ class ConsisID:
                 "Ask for that many at most, or give another recipe."
             )
         face = self._face(references)
-        with torch.no_grad(), device_errors(str(self.device)):
+        tell_cut(self._pipe.tokenizer, clean_text(prompt), self._pipe.transformer.config.max_text_seq_length)
+        with quiet(), torch.no_grad(), self._working():
             latents = denoised(lambda: self._denoise(prompt, face, seed), self.modules, self._bound)
             frames = decoded(self._pipe.vae, lambda: self._pipe.decode_latents(latents))
             return frames[: self.window].contiguous()

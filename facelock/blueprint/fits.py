@@ -3,7 +3,8 @@
 ::
 
     folder = Path("skyreels")
-    for error in misfits("skyreels_v2", str(folder), read_configs(folder), Asked((544, 960), 97, 17, 30)):
+    configs = read_configs(folder, read_index(folder, PIPELINES["skyreels_v2"]))
+    for error in misfits("skyreels_v2", str(folder), configs, Asked((544, 960), 97, 17, 30)):
         print(error)
 
 The one place of these rules: recipes are held against them before anything is loaded (:mod:`facelock.preflight`), and
@@ -12,28 +13,16 @@ the backbones hold what they have loaded against them once more. Knows nothing o
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from facelock.errors import ConfigError, FaceLockError, InputError, ModelError, first_line
+from facelock.blueprint.index import REMEDY, Config, Found
+from facelock.errors import ConfigError, InputError, ModelError
 
-REMEDY = "Pull or export the model again."
-LARGEST_FILE = 1 << 20
-"""Bytes; a configuration is a page of text."""
-PIPELINES: Mapping[str, tuple[str, ...]] = {
-    "skyreels_v2": ("SkyReelsV2DiffusionForcing*",),
-    "wan_vace": ("WanVACEPipeline",),
-    "helios": ("HeliosPipeline",),
-    "ltx2": ("LTX2*",),
-    "consisid": ("ConsisIDPipeline",),
-}
-"""Kind → class names that ``model_index.json`` may give for the whole; ``*`` stands for any ending."""
 MOST_CONTEXT_NOISE: Mapping[str, float] = {"skyreels_v2": 0.06, "wan_vace": 0.0, "helios": 0.2, "ltx2": 0.5}
 SECTION = 9
 """Latents that Helios makes at once, as the published checkpoints were trained."""
@@ -43,10 +32,8 @@ FEATURE_REMEDY = (
 MEL_COMPRESSION = 4
 """Bins of a spectrogram to a latent of LTX-2's sound; diffusers writes the number into its code."""
 
-Config = Mapping[str, Any]
 Configs = Mapping[str, Config]
 """Folder of a part → its configuration; ``model_index`` is that of the whole."""
-Found = Iterator[FaceLockError]
 
 
 @dataclass(frozen=True)
@@ -67,7 +54,7 @@ class Asked:
 
 def refused(found: str, allowed: str) -> ConfigError:
     """The error for what was ``found`` in the recipe, where ``allowed`` would be possible."""
-    return ConfigError(f"The blueprint cannot work with {found}. Give {allowed} in the recipe.")
+    return ConfigError(f"The blueprint cannot work with the recipe's {found}. Give {allowed}.")
 
 
 def misfits(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
@@ -101,43 +88,6 @@ def other_latents(taken: int, made: int) -> str:
     )
 
 
-def read_index(folder: Path, pipelines: tuple[str, ...]) -> dict[str, Any]:
-    """``model_index.json`` of a diffusers folder. Raises ``ModelError`` where it is missing, damaged, or of none of
-    the ``pipelines``."""
-    path = folder / "model_index.json"
-    if not path.is_file():
-        found = "is not a folder" if not folder.is_dir() else "has no model_index.json"
-        raise ModelError(f"{folder} {found}, so it holds no blueprint. Check the recipe's model name.")
-    try:
-        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        kind = str(index["_class_name"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ModelError(f"{path} is damaged ({first_line(error)}). {REMEDY}") from error
-    if not any(fnmatchcase(kind, pattern) for pattern in pipelines):
-        wanted = " or ".join(pattern.replace("*", "Pipeline") for pattern in pipelines)
-        raise ModelError(f"{folder} holds a {kind[:80]}, not a {wanted}. Check the recipe's model name.")
-    return index
-
-
-def read_configs(folder: Path, index: Config) -> dict[str, Config]:
-    """The configurations of the parts that ``index`` names; those that cannot be read are left out."""
-    found: dict[str, Config] = {"model_index": index}
-    for part in index:
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        path = folder / part / name
-        with suppress(OSError, ValueError, RecursionError):
-            if path.stat().st_size <= LARGEST_FILE:
-                read = json.loads(path.read_text(encoding="utf-8"))
-                found |= {part: read} if isinstance(read, dict) else {}
-    return found
-
-
-def missing_parts(folder: Path, index: Config) -> list[str]:
-    """Parts that the ``index`` names and ``folder`` has no folder of."""
-    named = [part for part, value in index.items() if isinstance(value, list) and any(value)]
-    return [part for part in named if not (folder / part).is_dir()]
-
-
 # ---------------------------------------------------------------------- every kind
 
 
@@ -158,6 +108,20 @@ def _noise(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
 def _sides(asked: Asked, step: int) -> Found:
     if min(asked.size) < 1 or any(side % step for side in asked.size):
         yield refused(f"size = {asked.size}", f"n * {step}")
+
+
+def _prediction(folder: str, scheduler: Config, wanted: str) -> Found:
+    """Euler's names none: it follows a flow whatever is asked."""
+    if (found := scheduler.get("prediction_type", wanted)) != wanted:
+        yield ModelError(f"{folder}: its scheduler expects {found}, its transformer gives {wanted}. {REMEDY}")
+
+
+def _widths(folder: str, made: int, taken: int) -> Found:
+    if made != taken:
+        yield ModelError(
+            f"{folder}: the text encoder makes states of {made} channels, its reader takes {taken}. "
+            "Use the parts of one model."
+        )
 
 
 # ---------------------------------------------------------------------- the Wan family
@@ -281,8 +245,25 @@ def _helios_sections(kind: str, folder: str, configs: Configs, asked: Asked) -> 
 
 
 def _wan_schedule(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
-    if configs["scheduler"]["use_dynamic_shifting"]:
+    scheduler = configs["scheduler"]
+    yield from _prediction(folder, scheduler, "flow_prediction")
+    if not scheduler.get("use_flow_sigmas", True):
+        yield ModelError(f"{folder}: its scheduler follows no flow (use_flow_sigmas). {REMEDY}")
+    if scheduler["use_dynamic_shifting"]:
         yield ModelError("The blueprint's scheduler shifts by picture size. Use one with a fixed flow_shift.")
+
+
+def _wan_statistics(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    count = configs["vae"]["z_dim"]
+    for name in ("latents_mean", "latents_std"):
+        values = configs["vae"][name]
+        whole = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+        if not whole or len(values) != count or (name == "latents_std" and min(values) <= 0):
+            yield ModelError(f"{folder}/vae: its {name} is no list of {count} numbers. {REMEDY}")
+
+
+def _wan_texts(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    yield from _widths(folder, configs["text_encoder"]["d_model"], _wan_transformer(configs)["text_dim"])
 
 
 # ---------------------------------------------------------------------- LTX-2
@@ -313,6 +294,8 @@ def _ltx2_patches(kind: str, folder: str, configs: Configs, asked: Asked) -> Fou
 
 def _ltx2_channels(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
     network, sound = configs["transformer"], configs["audio_vae"]
+    if min(sound["sample_rate"], sound["mel_hop_length"]) < 1:
+        yield ModelError(f"{folder}/audio_vae: its sample_rate or mel_hop_length is below 1. {REMEDY}")
     made = configs["vae"]["latent_channels"], sound["latent_channels"] * sound["mel_bins"] // MEL_COMPRESSION
     taken = network["in_channels"], network["audio_in_channels"]
     if taken != made:
@@ -322,11 +305,23 @@ def _ltx2_channels(kind: str, folder: str, configs: Configs, asked: Asked) -> Fo
         )
 
 
+def _ltx2_texts(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    text, reader = configs["text_encoder"]["text_config"], configs["connectors"]
+    yield from _widths(folder, text["hidden_size"], reader["caption_channels"])
+    if text["num_hidden_layers"] + 1 != reader["text_proj_in_factor"]:
+        yield ModelError(
+            f"{folder}: the text encoder has {text['num_hidden_layers']} layers, the connectors read "
+            f"{reader['text_proj_in_factor'] - 1}. Use the parts of one model."
+        )
+
+
 def _ltx2_frames(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
     time, space = ltx2_scales(configs["vae"])
     if asked.context % time != 1 % time:
         yield refused(f"context = {asked.context}", f"n * {time} + 1 frames")
     yield from _sides(asked, space)
+    if configs["vae"]["decoder_spatial_padding_mode"] == "reflect" and 0 < min(asked.size) < 2 * space:
+        yield refused(f"size = {asked.size}", f"{2 * space} or more")
 
 
 def _ltx2_blocks(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
@@ -374,6 +369,11 @@ def _consisid_kind(kind: str, folder: str, configs: Configs, asked: Asked) -> Fo
         yield ModelError(f"{folder}: its transformer is not told of a face. Use ConsisID's own checkpoint.")
 
 
+def _consisid_schedule(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
+    yield from _prediction(folder, configs["scheduler"], "v_prediction")
+    yield from _widths(folder, configs["text_encoder"]["d_model"], configs["transformer"]["text_embed_dim"])
+
+
 def _consisid_size(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
     network, scale = configs["transformer"], 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     native = network["sample_height"] * scale, network["sample_width"] * scale
@@ -389,12 +389,14 @@ def _consisid_window(kind: str, folder: str, configs: Configs, asked: Asked) -> 
         yield refused(f"window = {asked.window}", f"2 to {longest}")
 
 
+WAN = (_wan_statistics, _wan_texts, _wan_size)
 CHECKS: Mapping[str, tuple[Callable[[str, str, Configs, Asked], Found], ...]] = {
-    "skyreels_v2": (_window, _noise, _wan_schedule, _wan_size, _skyreels_channels, _skyreels_frames, _wan_positions,
+    "skyreels_v2": (_window, _noise, _wan_schedule, *WAN, _skyreels_channels, _skyreels_frames, _wan_positions,
                     _skyreels_regions),
-    "wan_vace": (_window, _noise, _wan_schedule, _wan_size, _vace_boundary, _vace_channels, _wan_positions),
-    "helios": (_window, _noise, _helios_schedule, _wan_size, _helios_sections),
-    "ltx2": (_ltx2_settings, _window, _noise, _ltx2_patches, _ltx2_channels, _ltx2_frames, _ltx2_blocks),
-    "consisid": (_consisid_settings, _window, _consisid_features, _consisid_kind, _consisid_size, _consisid_window),
+    "wan_vace": (_window, _noise, _wan_schedule, *WAN, _vace_boundary, _vace_channels, _wan_positions),
+    "helios": (_window, _noise, _helios_schedule, *WAN, _helios_sections),
+    "ltx2": (_ltx2_settings, _window, _noise, _ltx2_patches, _ltx2_channels, _ltx2_texts, _ltx2_frames, _ltx2_blocks),
+    "consisid": (_consisid_settings, _window, _consisid_features, _consisid_kind, _consisid_schedule, _consisid_size,
+                 _consisid_window),
 }  # fmt: skip
 """Kind → its rules, in the order in which they are told."""

@@ -26,7 +26,7 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import Gemma3ForConditionalGeneration
 
-from facelock.blueprint.checkpoint import Checkpoint, Layout, Place, device_errors, load_checkpoint
-from facelock.blueprint.common import check_context, clean_text, decoded, denoised
-from facelock.blueprint.fits import Asked
+from facelock.blueprint.base import LoadedBackbone
+from facelock.blueprint.checkpoint import Checkpoint, Layout
+from facelock.blueprint.common import check_context, clean_text, decoded, denoised, tell_cut
 from facelock.blueprint.published import sampler, watched
 from facelock.blueprint.x0_edit import guided
 from facelock.errors import NotFiniteError
-from facelock.precision import resolve_dtype
 from facelock.protocols import Guide
 from facelock.types import Identity, Sound
 
@@ -79,42 +78,29 @@ class _Vocoder:
         return kinds[named].from_pretrained(folder, **options)
 
 
-LAYOUT = Layout(
-    kind="ltx2",
-    networks={
-        "text_encoder": Gemma3ForConditionalGeneration,
-        "connectors": LTX2TextConnectors,
-        "transformer": LTX2VideoTransformer3DModel,
-        "vae": AutoencoderKLLTX2Video,
-        "audio_vae": AutoencoderKLLTX2Audio,
-        "vocoder": _Vocoder,
-    },
-    schedulers=(FlowMatchEulerDiscreteScheduler,),
-    float32=frozenset({"audio_vae", "vocoder"}),
-)
+class LTX2(LoadedBackbone):
+    """A :class:`facelock.protocols.SpeakingBackbone` over the parts of one checkpoint folder.
 
+    ``context_noise`` in [0, 0.5] is the share of every step's noise that the past gets (1 - the condition's strength).
+    """
 
-class LTX2:
-    """A :class:`facelock.protocols.SpeakingBackbone` over the parts of one checkpoint folder."""
+    layout = Layout(
+        kind="ltx2",
+        networks={
+            "text_encoder": Gemma3ForConditionalGeneration,
+            "connectors": LTX2TextConnectors,
+            "transformer": LTX2VideoTransformer3DModel,
+            "vae": AutoencoderKLLTX2Video,
+            "audio_vae": AutoencoderKLLTX2Audio,
+            "vocoder": _Vocoder,
+        },
+        schedulers=(FlowMatchEulerDiscreteScheduler,),
+        float32=frozenset({"audio_vae", "vocoder"}),
+    )
 
-    def __init__(
+    def _take(
         self,
-        folder: str | Path,
         *,
-        size: tuple[int, int],
-        fps: float,
-        window: int,
-        context: int,
-        steps: int = 30,
-        guidance_scale: float = 3.0,
-        flow_shift: float | None = None,
-        negative_prompt: str = "",
-        context_noise: float = 0.0,
-        device: str | torch.device = "cpu",
-        precision: str = "float32",
-        on_step: Callable[[int, int], None] | None = None,
-        place: Place | None = None,
-        guide: Guide | None = None,
         audio_guidance_scale: float = 7.0,
         modality_scale: float = 1.0,
         guidance_rescale: float = 0.0,
@@ -122,62 +108,22 @@ class LTX2:
         stg_block: int = 29,
         reference_strength: float = 0.0,
     ) -> None:
-        """Load the checkpoint.
-
-        ``size`` is (height, width) in pixels; ``window`` frames are written at once, ``context`` of them the past.
-        ``guidance_scale`` and ``audio_guidance_scale`` are of the pictures and of the sound, 1 means none.
-        ``context_noise`` in [0, 0.5] is the share of every step's noise that the past gets (1 - the condition's
-        strength). ``precision`` is of all networks but those of the sound, which stay in float32. ``on_step(done,
-        steps)`` is called after every denoising step, and may raise to stop. ``place`` puts the loaded networks
-        where they run (default: all on ``device``). ``guide`` edits the predicted clean latents of every step.
-
-        ``modality_scale`` above 1 moves away from what either modality would be without the other, and ``stg_scale``
-        above 0 from what the network says with block ``stg_block``'s attention skipped (29 for LTX-2.0, 28 for
-        LTX-2.3); each costs one more pass per step. ``guidance_rescale`` in [0, 1] holds back overexposure.
-        ``reference_strength`` in (0, 1] is how clean the characters' pictures stand beside the frames; 0: not at all.
-
-        Raises ``ModelError``, ``DeviceError``, and ``ConfigError`` for settings that the checkpoint cannot do.
-        """
-        self.size, self.fps = (int(size[0]), int(size[1])), float(fps)
-        self.window, self.context, self.steps = window, context, steps
-        self.negative_prompt, self.context_noise = negative_prompt, context_noise
-        self.on_step, self.guide, self.reference_strength = on_step, guide, reference_strength
-        self.device = torch.device(device)
+        """What :class:`facelock.blueprint.options.LTX2Options` describes."""
+        self.reference_strength = reference_strength
         self._scales: dict[str, Any] = {
-            "guidance_scale": guidance_scale,
+            "guidance_scale": self.guidance_scale,
             "audio_guidance_scale": audio_guidance_scale,
             "spatio_temporal_guidance_blocks": [stg_block] if stg_scale else None,
         } | _for_both(modality_scale=modality_scale, guidance_rescale=guidance_rescale, stg_scale=stg_scale)
-        dtype = resolve_dtype(precision, self.device)
-        own = {"stg_scale": stg_scale, "stg_block": stg_block, "reference_strength": reference_strength}
-        asked = Asked(self.size, window, context, steps, context_noise, flow_shift, options=own)
-        parts = load_checkpoint(
-            Path(folder), LAYOUT, device=self.device, dtype=dtype, asked=asked, place=place
-        )
-        parts.require_fit(LAYOUT.kind, folder, asked)
-        self._bound: str = getattr(place, "bound", "")
-        self._open(parts)
 
-    def _open(self, parts: Checkpoint) -> None:
+    def _open(self, parts: Checkpoint, flow_shift: float | None) -> None:
         """Set up the pipeline over the loaded parts."""
-        self.modules: Mapping[str, torch.nn.Module] = parts.networks
-        """The loaded networks by name: ``text_encoder``, ``connectors``, ``transformer``, ``vae``, ..."""
         self._scheduler = parts.scheduler
         self._pipe = sampler(LTX2InContextPipeline, parts, self.device)
         self.sample_rate = int(self._pipe.vocoder.config.output_sampling_rate)
         """Samples per second of its sound."""
         self._prompts: dict[str, tuple[Tensor, Tensor]] = {}
         self._warned = False
-
-    @property
-    def chunk(self) -> int:
-        """New frames of every call with a context."""
-        return self.window - self.context
-
-    @property
-    def first_chunk(self) -> int:
-        """New frames of the first call."""
-        return self.window
 
     def extend(
         self, prompt: str, context: Tensor | None, *, seed: int, references: Sequence[Identity] = ()
@@ -202,7 +148,7 @@ class LTX2:
         known = 0 if context is None else self.context
         if self.guide is not None:
             self.guide.begin(references)
-        with torch.no_grad(), device_errors(str(self.device)):
+        with torch.no_grad(), self._working():
             texts, pictures = self._texts(prompt), self._pictures(references)
             latents, heard = denoised(
                 lambda: self._denoise(texts, context, seed, pictures), self.modules, self._bound
@@ -291,6 +237,7 @@ class LTX2:
             while len(self._prompts) >= REMEMBERED_PROMPTS:
                 self._prompts.pop(next(iter(self._prompts)))
             length = min(LONGEST_TEXT, int(self._pipe.tokenizer_max_length))
+            tell_cut(self._pipe.tokenizer, clean_text(text), length)
             states, mask, _, _ = self._pipe.encode_prompt(
                 clean_text(text), do_classifier_free_guidance=False, max_sequence_length=length
             )

@@ -19,21 +19,19 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from facelock.blueprint.checkpoint import Checkpoint, Layout, Place, device_errors, load_checkpoint
-from facelock.blueprint.common import check_context, clean_text, decoded, denoised
-from facelock.blueprint.fits import Asked, wan_scales
+from facelock.blueprint.base import LoadedBackbone
+from facelock.blueprint.checkpoint import Checkpoint
+from facelock.blueprint.common import check_context, clean_text, decoded, denoised, tell_cut
+from facelock.blueprint.fits import wan_scales
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
 from facelock.blueprint.x0_edit import steered
 from facelock.errors import ModelError, NotFiniteError
-from facelock.precision import resolve_dtype
-from facelock.protocols import Guide
 from facelock.types import Identity
 
 logger = logging.getLogger(__name__)
@@ -43,67 +41,10 @@ LONGEST_TEXT = 512
 REMEMBERED_PROMPTS = 64
 
 
-class WanBackbone:
+class WanBackbone(LoadedBackbone):
     """Base of the Wan family's :class:`facelock.protocols.Backbone`."""
 
-    layout: ClassVar[Layout]
-
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        size: tuple[int, int],
-        fps: float,
-        window: int,
-        context: int,
-        steps: int = 8,
-        guidance_scale: float = 3.0,
-        flow_shift: float | None = None,
-        negative_prompt: str = "",
-        context_noise: float = 0.0,
-        device: str | torch.device = "cpu",
-        precision: str = "float32",
-        on_step: Callable[[int, int], None] | None = None,
-        place: Place | None = None,
-        guide: Guide | None = None,
-        pair_guidance: bool = True,
-        reference: bool = False,
-        **options: Any,
-    ) -> None:
-        """Load the checkpoint.
-
-        ``size`` is (height, width) in pixels; ``window`` frames are denoised at once, ``context`` of them the
-        past. ``guidance_scale`` up to 1 means no guidance. ``flow_shift`` replaces the scheduler's own.
-        ``context_noise`` is the share of noise mixed into the past, which smooths long clips. ``precision`` is of
-        text encoder and transformer. ``on_step(done, steps)`` is called after every denoising step, and may raise to
-        stop. ``place`` puts the loaded networks where they run (default: all on ``device``). ``guide`` may edit what
-        each step predicts. Without ``pair_guidance`` the halves of guidance take turns, with half the memory.
-        ``reference`` runs the published pipeline's own code, without our shortcuts, for comparison. ``options`` are
-        the kind's own (:mod:`facelock.blueprint.options`).
-
-        Raises ``ModelError``, ``DeviceError``, and ``ConfigError`` for sizes that the checkpoint cannot do.
-        """
-        self.size, self.fps = (int(size[0]), int(size[1])), float(fps)
-        self.window, self.context = window, context
-        self.steps, self.guidance_scale, self.negative_prompt = steps, guidance_scale, negative_prompt
-        self.context_noise, self.on_step, self.guide = context_noise, on_step, guide
-        self._take(**options)
-        self.device, self._folder = torch.device(device), Path(folder)
-        dtype = resolve_dtype(precision, self.device)
-        asked = Asked(self.size, window, context, steps, context_noise, flow_shift, options=options)
-        parts = self._load(dtype, asked, place)
-        self._open(parts)
-        parts.require_fit(self.layout.kind, folder, asked)
-        self._scheduler = self._shifted(parts.scheduler, flow_shift)
-        if self.device.type == "cpu" and not reference:
-            accelerate_vae(self._vae)
-        self._bound: str = getattr(place, "bound", "")
-        self._pair_guidance = pair_guidance and not reference and self._can_pair()
-
-    def _open(self, parts: Checkpoint) -> None:
-        """Take the loaded parts."""
-        self.modules: Mapping[str, torch.nn.Module] = parts.networks
-        """The loaded networks by name: ``text_encoder``, ``transformer``, ``vae``, ..."""
+    def _open(self, parts: Checkpoint, flow_shift: float | None) -> None:
         self._index, self._tokenizer = parts.index, parts.tokenizer
         self._text_encoder, self._vae = (self._network(name) for name in ("text_encoder", "vae"))
         self._transformer = self._network("transformer", "transformer_2")
@@ -111,12 +52,10 @@ class WanBackbone:
         mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
         self._mean, self._std = mean.to(self.device), std.to(self.device)
         self._prompts: dict[str, Tensor] = {}
-
-    def _load(self, dtype: torch.dtype, asked: Asked, place: Place | None) -> Checkpoint:
-        """The checkpoint's parts; benchmarks build them instead."""
-        return load_checkpoint(
-            self._folder, self.layout, device=self.device, dtype=dtype, asked=asked, place=place
-        )
+        self._scheduler = self._shifted(parts.scheduler, flow_shift)
+        if self.device.type == "cpu" and not self._reference:
+            accelerate_vae(self._vae)
+        self._pair_guidance = self._pair_guidance and self._can_pair()
 
     def _network(self, *names: str) -> Any:
         """The first of the networks ``names`` that the checkpoint has."""
@@ -126,16 +65,6 @@ class WanBackbone:
                 f"{self._folder} holds no {' and no '.join(names)}. Pull or export the model again."
             )
         return found
-
-    @property
-    def chunk(self) -> int:
-        """New frames of every call with a context."""
-        return self.window - self.context
-
-    @property
-    def first_chunk(self) -> int:
-        """New frames of the first call."""
-        return self.window
 
     def extend(
         self, prompt: str, context: Tensor | None, *, seed: int, references: Sequence[Identity] = ()
@@ -151,7 +80,7 @@ class WanBackbone:
         check_context(context, self.context, self.size)
         if self.guide is not None:
             self.guide.begin(references)
-        with torch.no_grad(), device_errors(str(self.device)):
+        with torch.no_grad(), self._working():
             past = self._condition(context, references)
             texts = self._texts(prompt)
             latents = denoised(lambda: self._denoise(texts, past, seed), self.modules, self._bound)
@@ -163,13 +92,10 @@ class WanBackbone:
 
         T must be 1 more than a multiple of the frames per latent. For benchmarks: the compression alone.
         """
-        with torch.no_grad(), device_errors(str(self.device)):
+        with torch.no_grad(), self._working():
             return self._decode(self._encode(frames))
 
     # ------------------------------------------------------------------ what a kind may change
-
-    def _take(self) -> None:
-        """Take the kind's own settings, which are keyword arguments."""
 
     def _condition(self, context: Tensor | None, references: Sequence[Identity]) -> Any:
         """What the past and the references become for the transformer: the past's latents, if there is one."""
@@ -282,6 +208,7 @@ class WanBackbone:
 
     def _encode_text(self, text: str) -> Tensor:
         length = min(LONGEST_TEXT, int(self._tokenizer.model_max_length))
+        tell_cut(self._tokenizer, clean_text(text), length)
         tokens = self._tokenizer(clean_text(text), truncation=True, max_length=length, return_tensors="pt")
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
         states = self._text_encoder(ids, mask).last_hidden_state

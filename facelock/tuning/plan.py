@@ -5,18 +5,19 @@
     plan = choose_plan(read_footprint(folder), Shape((544, 960), window=97), vram=16, recipe="skyreels-v2-1.3b")
 
 The peak is the largest of four moments: encoding text, denoising a window, decoding it, restoring its frames. Each is
-the weights that are on the GPU then and what is computed with them:
+the weights that are on the GPU then, the later stages' among them, and what is computed with them:
 
 =========  ==========================================================================================
-denoising  tokens × channels × :data:`PER_TOKEN` bytes, twice when both halves of guidance share a pass
-decoding   pixels of a frame × (:data:`PER_PIXEL` × the VAE's channels / 96 + 12 bytes a frame);
-           in tiles: one tile's instead, and 2.5 times the frames
+denoising  tokens × channels × :data:`PER_TOKEN` bytes and what the control branch holds, twice when both halves of
+           guidance share a pass
+decoding   pixels of a frame × (:data:`PER_PIXEL` × the VAE's channels / 96 + 12 bytes a frame), or what
+           :data:`OTHER_VAES` says; in tiles: one tile's instead, and 2.5 times the frames
 restoring  rows of a batch × pixels × (512 + 24 × scale²) bytes, beside :data:`FACE_NETS`
-text       the text encoder itself; its activations are small
+text       the text encoder itself, and the states of its layers where they are kept
 =========  ==========================================================================================
 
 The factors were found by running diffusers' classes at production sizes on fake tensors and adding up what is alive
-at once (``tests/test_tuning_plan.py`` does it again at a small size); :data:`RESERVE` and :data:`OVERHEAD` are
+at once (``tests/test_memory_factors.py`` does it again at a small size); :data:`RESERVE` and :data:`OVERHEAD` are
 allowances for what such a count does not see. No figure here was measured on a GPU.
 """
 
@@ -33,16 +34,26 @@ VRAM = (8, 12, 16, 24, 48, 80)
 """GiB that a plan can be asked for."""
 GIB = 2**30
 BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-PER_TOKEN: Mapping[tuple[bool, bool], int] = {
-    (True, False): 74, (True, True): 124, (False, False): 36, (False, True): 72,
+PER_TOKEN: Mapping[str, tuple[int, int]] = {
+    "SkyReelsV2Transformer3DModel": (74, 124), "HeliosTransformer3DModel": (84, 122),
+    "LTX2VideoTransformer3DModel": (92, 170),
 }  # fmt: skip
-"""(own noise level per token, float32) → bytes per token and channel at the peak of a block."""
+"""Transformer → bytes per token and channel at the peak of a block, in 16 bits and in float32: SkyReels-V2 and LTX-2
+give every token its own noise level, Helios has the tokens of its history beside those that are counted."""
+ANY_TRANSFORMER = (36, 72)
+"""The same of all others."""
 PER_PIXEL = 19_500
 """Bytes per pixel of a frame while a Wan VAE of 96 channels decodes in float32, four frames at a time."""
-TILE = 256 * 256
-"""Pixels of a VAE tile."""
+OTHER_VAES: Mapping[str, tuple[int, int]] = {
+    "AutoencoderKLCogVideoX": (22_900, 0), "AutoencoderKLLTX2Video": (0, 43),
+}  # fmt: skip
+"""VAE → numbers held per pixel of a frame while it decodes, and the same for each frame."""
+ONE_PASS = frozenset(OTHER_VAES)
+"""VAEs of pipelines that always take both halves of guidance in one pass."""
+TEXT_TOKENS = 1024
+"""Longest prompt of a text encoder whose layers' states are kept; they are there three times."""
 FACE_NETS = 1 * GIB
-"""Allowance for detector, recognisers, aligner and restorer with their batches."""
+"""Allowance for what detector, recognisers, aligner and restorer compute with."""
 RESERVE = 1.1
 """Share for fragments between allocations."""
 HELD = 3
@@ -105,6 +116,8 @@ class Shape:
     scale: int = 4
     batch: int = 16
     """Frames enlarged at once."""
+    after: int = 0
+    """Bytes of the weights of the stages after the blueprint, which stay on the GPU."""
 
 
 def plans() -> list[Plan]:
@@ -122,10 +135,11 @@ def peak(found: Footprint, shape: Shape, plan: Plan) -> int:
     if plan.groups:
         single = max((w for name, w in weights.items() if name.startswith("transformer")), default=0)
         denoisers = min(denoisers, 2 * plan.groups * single // max(1, found.blocks))
-    moment = {"stay": text, "after": text, "layers": _largest_layer(found, shape)}[plan.text]
-    kept = others + denoisers + (text if plan.text == "stay" else 0)
+    moment = {"stay": 0, "after": text, "layers": _largest_layer(found, shape)}[plan.text]
+    moment += 3 * TEXT_TOKENS * found.states * BYTES[shape.precision]
+    kept = shape.after + others + denoisers + (text if plan.text == "stay" else 0)
     moments = (
-        kept + (0 if plan.text == "stay" else moment),
+        kept + moment,
         kept + _denoising(found, shape, plan),
         kept + _decoding(found, shape, plan),
         kept + _restoring(shape, plan),
@@ -175,7 +189,7 @@ def _weights(found: Footprint, shape: Shape) -> dict[str, int]:
     """Component → bytes of its weights where it runs."""
     sizes = {}
     for name, count in found.parameters.items():
-        per = 4 if name == "vae" else BYTES[shape.precision]
+        per = 4 if name in found.float32 else BYTES[shape.precision]
         if name.startswith("transformer") and shape.float8:
             per = 1
         sizes[name] = count * per
@@ -188,8 +202,9 @@ def _largest_layer(found: Footprint, shape: Shape) -> int:
 
 
 def _denoising(found: Footprint, shape: Shape, plan: Plan) -> int:
-    passes = 2 if shape.guided and plan.pair else 1
-    per = PER_TOKEN[found.forcing, shape.precision == "float32"]
+    passes = 2 if shape.guided and (plan.pair or found.vae in ONE_PASS) else 1
+    width = BYTES[shape.precision]
+    per = PER_TOKEN.get(found.network, ANY_TRANSFORMER)[width == 4] + found.control * width
     return passes * found.tokens(shape.window, shape.size) * found.width * per
 
 
@@ -197,8 +212,11 @@ def _decoding(found: Footprint, shape: Shape, plan: Plan) -> int:
     pixels = shape.size[0] * shape.size[1]
     frames = 12 * shape.window * pixels
     each = PER_PIXEL * found.base // 96
+    if found.vae in OTHER_VAES:
+        once, per_frame = OTHER_VAES[found.vae]
+        each = (once + per_frame * shape.window) * BYTES[shape.precision]
     if plan.tiling:
-        return min(TILE, pixels) * each + frames * 5 // 2
+        return min(found.tile, pixels) * each + frames * 5 // 2
     return pixels * each + frames
 
 

@@ -12,6 +12,7 @@ diffusion of stage 1 and the image diffusion of ``faceid``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +20,11 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from facelock.errors import DeviceError, ModelError, first_line
+from facelock.errors import DeviceError, FaceLockError, ModelError, first_line
+from facelock.weights.folders import require_part
 
 
 class OutOfMemoryError(DeviceError):
@@ -37,11 +39,9 @@ def device_errors(device: str | torch.device, who: str, advice: str) -> Iterator
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemoryError(f"{who} ran out of memory on {device}. {advice}") from error
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, MemoryError, OSError, AssertionError) as error:
         text = str(error)
-        if "allocate memory" in text:
+        if out_of_memory(error):
             raise OutOfMemoryError(f"{who} ran out of memory on {device}. {advice}") from error
         if "CUDA" in text or "NVIDIA" in text:
             raise DeviceError(
@@ -50,19 +50,36 @@ def device_errors(device: str | torch.device, who: str, advice: str) -> Iterator
         raise
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that a device, or the computer itself, has no room left."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "allocate memory" in str(error)
+
+
 def load_part(folder: Path, name: str, load: Callable[..., Any], remedy: str, **options: Any) -> Any:
     """Call a ``from_pretrained`` quietly on the part ``name``, whatever goes wrong with the files becoming a
     ``ModelError`` that ends with the ``remedy``."""
     path = folder / name
     if not path.is_dir():
         raise ModelError(f"{folder} lacks its {name}/ folder. {remedy}")
+    require_part(path, remedy)
     try:
         with quiet():
             return load(path, local_files_only=True, **options)
-    except (torch.OutOfMemoryError, MemoryError):
+    except FaceLockError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, ImportError) as error:
-        raise ModelError(f"{path} cannot be loaded ({first_line(error)}). {remedy}") from error
+    except Exception as error:  # a damaged file ends in whatever its reader runs into
+        if out_of_memory(error):
+            raise
+        reason = first_line(error).partition(". If you want")[0]
+        raise ModelError(f"{path} cannot be loaded ({reason}). {remedy}") from error
+
+
+def require_words(folder: Path, name: str, tokenizer: Any, encoder: Any, remedy: str) -> None:
+    """Raise ``ModelError`` for a ``tokenizer`` that knows more words than the text ``encoder``, its own ``name``."""
+    words, rows = len(tokenizer), encoder.get_input_embeddings().weight.shape[0]
+    if words > rows:
+        raise ModelError(f"{folder}: {name} has {words} words, its text encoder {rows}. {remedy}")
 
 
 def load_network(folder: Path, name: str, network: Any, dtype: torch.dtype, remedy: str) -> Any:
@@ -73,11 +90,16 @@ def load_network(folder: Path, name: str, network: Any, dtype: torch.dtype, reme
     options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": dtype, "output_loading_info": True}
     if variant := _variant(folder / name):
         options["variant"] = variant
+    if isinstance(network, type) and issubclass(network, PreTrainedModel):
+        options["ignore_mismatched_sizes"] = True  # they are told by name below
     model, info = load_part(folder, name, network.from_pretrained, remedy, **options)
-    wanting = [str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind) or ()]
-    if wanting:
-        raise ModelError(f"{folder / name} lacks {len(wanting)} weights, {wanting[0]} first. {remedy}")
-    for key, weight in model.named_parameters():
+    if missing := sorted(map(str, info.get("missing_keys") or ())):
+        raise ModelError(f"{folder / name} lacks {len(missing)} weights, {missing[0]} first. {remedy}")
+    for key, found, wanted in sorted(info.get("mismatched_keys") or ()):
+        raise ModelError(
+            f"{folder / name}: {key} is {tuple(found)}, its configuration says {tuple(wanted)}. {remedy}"
+        )
+    for key, weight in model.state_dict().items():
         if not torch.isfinite(weight.detach().sum(dtype=torch.float32)):
             raise ModelError(f"{folder / name}: {key} holds values that are not finite. {remedy}")
     return model.eval().requires_grad_(False)
@@ -98,7 +120,9 @@ def quiet() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         diffusers_logging.set_verbosity(before[0])
         transformers_logging.set_verbosity(before[1])
