@@ -241,9 +241,10 @@ class Assembly:
         if not lock or not restore or lock.settings != restore.settings:
             return {}
         pairs = (("lock.model", "restore.restorer"), ("lock.faceid.adapter", "restore.faceid.adapter"))
-        same = all(self._paths[a] == self._paths[b] for a, b in pairs)
+        if "lock.model" not in self._paths or any(self._paths[a] != self._paths[b] for a, b in pairs):
+            return {}
         aligner: Any = self.locker.aligner
-        return {"core": aligner.core} if same else {}
+        return {"core": aligner.core}
 
     @cached_property
     def upscaler(self) -> Upscaler:
