@@ -150,7 +150,9 @@ def generate(
     from facelock.recipe import load_recipe, tuned
     from facelock.recipe.uses import clip_uses
 
-    job = Job(prompt, seconds, seed, parse_size(size) if size else None, not no_lock, not no_restore).check()
+    job = Job(
+        prompt, seconds, seed, None if size is None else parse_size(size), not no_lock, not no_restore
+    ).check()
     check_share(target)
     chosen = tuned(load_recipe(recipe), vram=vram, reference=reference)
     with ExitStack() as stack:
