@@ -124,10 +124,11 @@ class Assembly:
             if getattr(self.recipe, part).faceid and model in self._paths:
                 from facelock.portrait.adapter import require_encoder, require_family
 
-                if not self._perception:
+                encoder = None if self._perception else self._paths["faces.encoder"]
+                if encoder:
                     name = model_names(self.recipe)["faces.encoder"]
-                    require_encoder(encoder_id(name, self._paths["faces.encoder"]), self._trained_with(part))
-                require_family(self._paths[f"{part}.faceid.adapter"], self._paths[model])
+                    require_encoder(encoder_id(name, encoder), self._trained_with(part))
+                require_family(self._paths[f"{part}.faceid.adapter"], self._paths[model], encoder)
 
     @property
     def device(self) -> str:

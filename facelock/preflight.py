@@ -187,7 +187,11 @@ def _restorer(recipe: Recipe, paths: Paths, used: Uses) -> Found:
     if upscaler and kind in UPSCALERS:
         yield from caught(lambda: restoration_formats.require_upscaler(upscaler, kind, scale))
     if restore.restorer_kind == "onnx_restorer" and model:
-        yield from caught(lambda: restoration_formats.require_restorer(model))
+        wrong = caught(lambda: restoration_formats.require_restorer(model))
+        encoder = paths.get("faces.encoder")
+        if not wrong and encoder and recipe.faces.kind == "onnx_pack":
+            wrong = caught(lambda: restoration_formats.require_width(model, encoder))
+        yield from wrong
     if restore.restorer_kind == "faceid_restorer" and restore.faceid and model:
         yield from portrait_fits.checked(model, mask=restore.faceid.mask, size=restore.faceid.size)
 

@@ -372,6 +372,19 @@ def test_a_portrait_checkpoint_and_its_adapter(tmp_path: Path) -> None:
         ModelError, match=r"xl\.bin: made for a UNet of cross attentions of 64 numbers, but .* has 32"
     ):
         Assembly(load_recipe(path), "cpu")
+    narrow = tiny_portrait.faceid(tiny_portrait.unet(), size=256)
+    tiny_portrait.save_adapter(tmp_path / "xl.bin", narrow)
+    with pytest.raises(ModelError, match=r"xl\.bin: takes embeddings of 256 numbers, but .* gives 512\. Name"):
+        Assembly(load_recipe(path), "cpu")
+
+
+def test_a_restorer_of_another_recogniser_s_size(tmp_path: Path) -> None:
+    swapper(tmp_path / "own.onnx")
+    path = recipe_file(tmp_path, ('restorer = "miniature/restorer"', 'restorer = "own.onnx"'))
+    assert sentences(path) == [
+        f"{tmp_path / 'own.onnx'}: takes embeddings of 16 numbers, but {locate('miniature/recogniser')} gives 512. "
+        "Name the recogniser that it was made for as faces.encoder."
+    ]
 
 
 def test_an_aligner_of_another_recogniser_s_size(tmp_path: Path) -> None:

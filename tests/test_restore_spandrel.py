@@ -47,6 +47,14 @@ def test_what_tiles_itself_is_given_whole_frames(tmp_path, spandrel, caplog):  #
     assert net.frames.tile == 0 and "tile in [restore] is not used" in caplog.text
 
 
+def test_what_mends_frames_at_their_size_may_stand_for_the_upscaler(tmp_path, spandrel):  # noqa: F811
+    path = single(tmp_path / "x.pth", "mend", 0.25)
+    shown = frames()
+    assert torch.allclose(SpandrelUpscaler(path, scale=1).upscale(shown), (shown + 0.25).clamp(0, 1))
+    with pytest.raises(ModelError, match="its purpose is Restoration, not FaceSR"):
+        SpandrelRestorer(path, encoder="e")
+
+
 @pytest.mark.parametrize(
     ("key", "words"),
     [

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from facelock.errors import DeviceError, ModelError
 from facelock.geometry import FFHQ512
-from facelock.restoration.spandrel_net import load_spandrel, placed, same_noise
+from facelock.restoration.spandrel_net import FACES, load_spandrel, placed, same_noise
 from facelock.types import CropSpec
 
 Restore = Callable[[Any, Tensor, float], Tensor]
@@ -64,7 +64,7 @@ class SpandrelRestorer:
         ``batch`` is not used: spandrel's call takes one picture. Raises ``EnvironmentFailure`` without spandrel,
         ``ModelError`` for a file of another kind, ``ConfigError`` for a precision that does not work.
         """
-        net = load_spandrel(path, "FaceSR")
+        net = load_spandrel(path, FACES)
         if net.scale != 1:
             raise ModelError(f"{path}: enlarges faces {net.scale}×. Give a face restorer of scale 1.")
         self.path, self.encoder, self._net = Path(path), encoder, net

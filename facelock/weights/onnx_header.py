@@ -55,6 +55,23 @@ def _read(path: Path, stamp: tuple[int, int]) -> Header:
     )
 
 
+def embedding_width(encoder: Path) -> int | None:
+    """Numbers of the embedding that a recogniser's file says it gives; None where it does not say."""
+    outputs = list(header(encoder).outputs.values()) if encoder.is_file() else []
+    return outputs[0][-1] if len(outputs) == 1 and len(outputs[0]) == 2 else None
+
+
+def require_width(path: Path, taken: int | None, encoder: Path) -> None:
+    """Raise ``ModelError`` where ``path`` takes embeddings of another size than the recogniser in the loop gives; of
+    sizes that no header says nothing is known."""
+    given = embedding_width(encoder)
+    if None not in (given, taken) and given != taken:
+        raise ModelError(
+            f"{path}: takes embeddings of {taken} numbers, but {encoder} gives {given}. "
+            "Name the recogniser that it was made for as faces.encoder."
+        )
+
+
 def inferred(path: Path, inputs: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
     """Sizes of the outputs for ``inputs`` of these sizes, by ONNX's own rules for each operator; nothing is computed.
 
