@@ -34,6 +34,7 @@ from facelock.restoration.extra import SPANDREL, lacking_extra
 from facelock.tuning.options import cache_misfit
 from facelock.tuning.packages import lacking_packages
 from facelock.weights import place, require_commercial, require_here, require_known
+from facelock.weights.onnx_header import require_recogniser
 
 Found = Iterator[FaceLockError]
 Paths = Mapping[str, Path]
@@ -159,6 +160,12 @@ def _decoder(kind: str, path: Path, configs: fits.Configs) -> Found:
         )
 
 
+def _recogniser(recipe: Recipe, paths: Paths, used: Uses) -> Found:
+    encoder = paths.get("faces.encoder")
+    if encoder and recipe.faces.kind == "onnx_pack":
+        yield from caught(lambda: require_recogniser(encoder))
+
+
 def _aligner(recipe: Recipe, paths: Paths, used: Uses) -> Found:
     model, encoder = paths.get("lock.model"), paths.get("faces.encoder")
     if recipe.lock.kind == "inswapper" and model:
@@ -207,6 +214,7 @@ def _encoder(recipe: Recipe, paths: Paths, used: Uses) -> Found:
 CHECKS: tuple[Callable[[Recipe, Paths, Uses], Found], ...] = (
     _speed,
     _blueprint,
+    _recogniser,
     _aligner,
     _restorer,
     _encoder,

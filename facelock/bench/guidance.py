@@ -112,7 +112,7 @@ ARMS = {
 }
 """Arm → its guide, and whether it is locked (and restored)."""
 LATE: dict[str, Any] = {"window": (0.15, 0.85), "scale": 0.15, "trust_radius": 1.0}
-"""What sets the guide of the arm ``guided late`` off from the recipe's: many edits, that no later step makes a face of."""
+"""What sets the guide of the arm ``guided late`` off from the recipe's: edits that no later step makes a face of."""
 
 
 def _set(backbone: Any, guide: Any, clock: Clock | None) -> None:

@@ -20,7 +20,6 @@ from facelock.restoration.extra import cannot_import, not_installed
 from facelock.restoration.precision import dtype_of
 from facelock.weights.state_dicts import load_state_dict
 
-
 FRAMES = ("SR", "Restoration")
 """Purposes, in spandrel's words, of what works on whole frames: enlarging them, or mending them at their size."""
 FACES = ("FaceSR",)
@@ -79,7 +78,12 @@ def _registry(library: Any) -> Any:
 def require_library() -> Any:
     """spandrel, imported. Raises ``EnvironmentFailure`` where it or torchvision is missing or broken."""
     try:
-        return importlib.import_module("spandrel")
+        library = importlib.import_module("spandrel")
+        if not hasattr(
+            library, "ModelLoader"
+        ):  # a folder without the package, as an uninstallation may leave
+            raise ImportError("it is not whole", name="spandrel")
+        return library
     except ImportError as error:
         missing = (error.name or "torchvision").split(".")[0]
         found = cannot_import(first_line(error, 120)) if missing == "torchvision" else not_installed(missing)

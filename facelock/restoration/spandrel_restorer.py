@@ -16,6 +16,7 @@ from torch import Tensor
 from facelock.errors import DeviceError, ModelError
 from facelock.geometry import FFHQ512
 from facelock.restoration.spandrel_net import FACES, load_spandrel, placed, same_noise
+from facelock.restoration.tiles import out_of_memory
 from facelock.types import CropSpec
 
 Restore = Callable[[Any, Tensor, float], Tensor]
@@ -93,7 +94,8 @@ class SpandrelRestorer:
         try:
             with same_noise(self._device):
                 return self._call(self._net, crop.to(self._device, self._dtype), share).float()
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            error = out_of_memory(error)
             raise DeviceError(
                 f"{self.path}: {self._device} has too little memory to restore a face of 512 pixels. "
                 "Leave the restorer out of [restore], or choose another device."

@@ -18,6 +18,8 @@ from typing import Any
 
 from facelock.errors import ModelError
 
+SIDE = 112
+"""Pixels of a recogniser's crop."""
 Shape = tuple[int | None, ...]
 """None: a dimension that the file leaves open."""
 
@@ -53,6 +55,15 @@ def _read(path: Path, stamp: tuple[int, int]) -> Header:
         _shapes(graph.output),
         tuple(graph.initializer[-1].dims) if graph.initializer else (),
     )
+
+
+def require_recogniser(path: Path) -> None:
+    """Raise ``ModelError`` unless ``path`` is a network of ArcFace's outside: a crop in, one row of numbers out."""
+    seen = header(path) if path.is_file() else None
+    if seen is None or [s[2:] for s in seen.inputs.values()] != [(SIDE, SIDE)] or len(seen.outputs) != 1:
+        raise ModelError(
+            f"{path}: no recogniser of crops of {SIDE} x {SIDE} pixels. Give an ArcFace ONNX file."
+        )
 
 
 def embedding_width(encoder: Path) -> int | None:
