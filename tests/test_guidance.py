@@ -583,14 +583,18 @@ def test_the_benchmark_sets_its_arms_side_by_side(monkeypatch, tmp_path):
     parts.guide, parts.locker.pack = object(), None
     monkeypatch.setattr(bench.Pipeline, "from_recipe", lambda *_: toys.pipeline(parts))
     monkeypatch.setattr(bench.cast, "identity", lambda who, parts: toys.identity(who.name))
-    monkeypatch.setattr(bench, "_guides", lambda guide: {"none": None, "early": guide, "late": guide})
+    monkeypatch.setattr(
+        bench, "_guides", lambda guide: dict.fromkeys(("early", "short", "late"), guide) | {"none": None}
+    )
     monkeypatch.setattr(bench, "_in_loop", lambda pack, frames, who: [float(frames.mean())])
     results = bench.run(seconds=1, identities=2, out=tmp_path)
     assert list(results["arms"]) == list(bench.ARMS)
     assert results["arms"]["guided"]["loop"] > results["arms"]["plain"]["loop"]
     gain = results["gains"]["unlocked"]
     assert results["honesty"]["unlocked"] == pytest.approx(gain["judge"]["value"] / gain["loop"]["value"])
-    assert results["step_ratio"] > 0 and "honesty, unlocked" in results["text"]
+    assert (
+        set(results["step_ratio"]) == {"guided", "in short edits"} and "honesty, unlocked" in results["text"]
+    )
     assert parts.backbone.guide is None, "the arms leave the backbone as it was"
     assert (tmp_path / "guidance-01.png").is_file() and (tmp_path / "guidance.json").is_file()
     assert bench._honesty(0.1, 0.001) is None
