@@ -73,9 +73,10 @@ def test_stages_shows_every_row(monkeypatch: pytest.MonkeyPatch, tmp_path) -> No
         lambda *, seconds, **_: shots.append(seconds) or {"shots": 8, "ratio": 1.04},
     )
     monkeypatch.setattr(stages, "guided", lambda *_: {"ratio": 1.55})
+    monkeypatch.setattr(stages.kept, "similarity", lambda recipe, *_: 0.9 - 0.001 * recipe.speed.overlap)
     told = []
     found = stages.run(seconds=1.5, out=tmp_path, rounds=1, progress=lambda *step: told.append(step))
-    assert told[-1] == ("parts", 8, 8) and shots == [0.5]
+    assert told[-1] == ("parts", 9, 9) and shots == [0.5]
     assert found["lock off"]["ratio"] > 0.2
     assert found["busy"]["same_bytes"]
     assert len(found["overhead"]["ratios"]) == 2
@@ -88,6 +89,7 @@ def test_stages_shows_every_row(monkeypatch: pytest.MonkeyPatch, tmp_path) -> No
         "8 shots ÷ 8 × one warm shot | 1.040",
         "guided step ÷ plain step | 1.55",
         "cache pab",
+        "all at once | 0.8990 | -0.0010",
         "MagCache",
     ):
         assert row in text

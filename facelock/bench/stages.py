@@ -7,7 +7,7 @@
 * the lock alone against that loop, by ``facelock bench lock``;
 * eight shots against one warm one, by ``facelock bench film``;
 * denoising steps with identity guidance against steps without;
-* every speed choice of a recipe: seconds a chunk, and how far the pictures move.
+* every speed choice of a recipe: seconds a chunk, how far the pictures move, and the judge's similarity of whole clips.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facelock.bench import cast, film, lock
+from facelock.bench import cast, film, kept, lock
 from facelock.bench.guidance import DECODER, Clock
 from facelock.bench.swap import PlainSwap
 from facelock.bench.tables import number, publish, table
@@ -71,6 +71,7 @@ def run(
         "guided": lambda: guided(recipe, device, who, seed, rounds),
         "shots": lambda: film.run(seconds=min(seconds / 3, SHOT_SECONDS), seed=seed, device=device),
         "choices": lambda: choices(recipe, device, who.prompt, seed, rounds),
+        "kept": lambda: kept_identity(recipe, device, tuple(found["choices"]["mag_ratios"]), seed),
     }
     found: dict[str, Any] = {}
     for done, (name, work) in enumerate(parts.items(), 1):
@@ -267,7 +268,7 @@ def speeds(ratios: tuple[float, ...]) -> dict[str, Speed]:
     """The choices of a recipe's [speed] that run on any machine, one by one."""
     return {
         "attention native_math": Speed(attention="native_math"),
-        "cache first_block": Speed(cache=StepCache("first_block", threshold=0.2)),
+        "cache first_block": Speed(cache=StepCache("first_block", threshold=0.1)),
         "cache mag": Speed(cache=StepCache("mag", threshold=0.12, ratios=ratios, most=2)),
         "cache pab": Speed(cache=StepCache("pab")),
         "cache sea": Speed(cache=StepCache("sea", threshold=0.3)),
@@ -294,6 +295,14 @@ def choices(recipe: Recipe, device: str, prompt: str, seed: int, rounds: int) ->
         "speed": {name: times["none"].warm / timing.warm for name, timing in times.items()},
         "difference": {name: float((made[name] - made["none"]).abs().mean() * 255) for name in made},
         "mag_ratios": [round(ratio, 4) for ratio in ratios],
+    }
+
+
+def kept_identity(recipe: Recipe, device: str, ratios: tuple[float, ...], seed: int) -> dict[str, float]:
+    """The judge's mean similarity of whole clips by each choice, by all at once, and by none."""
+    wanted = {"none": Speed(), **speeds(ratios), "all at once": kept.EVERYTHING}
+    return {
+        name: kept.similarity(kept.recipe_with(recipe, speed), device, seed) for name, speed in wanted.items()
     }
 
 
@@ -339,6 +348,13 @@ def _body(found: Mapping[str, Any]) -> str:
             table(
                 ["speed choice, one window", "cold, s", "warm, s", "times as fast", "pixels moved, of 255"],
                 rows,
+            ),
+            table(
+                ["speed choice, whole clips", "judge's similarity", "against none (within ± 0.01 wanted)"],
+                [
+                    [name, number(value, 4), number(value - found["kept"]["none"], 4)]
+                    for name, value in found["kept"].items()
+                ],
             ),
             "MagCache's ratios of this checkpoint: " + ", ".join(map(str, tuned["mag_ratios"])),
         ]
