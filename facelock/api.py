@@ -34,7 +34,7 @@ from facelock.perception import MINIATURE, open_perception
 from facelock.pipeline import Pipeline, checked_job
 from facelock.protocols import Progress
 from facelock.recipe import Recipe, load_recipe, tuned
-from facelock.recipe.uses import REFERENCES, VERIFY
+from facelock.recipe.uses import REFERENCES, VERIFY, clip_uses
 from facelock.report import Report, build_report
 from facelock.report.explained import Watch, explained
 from facelock.runtime import resolve_device
@@ -89,7 +89,8 @@ def generate(
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     checked_job(Job(prompt, seconds, seed, size).check(), chosen)
-    pipeline = Pipeline.from_recipe(tuned(chosen, vram=vram, reference=reference), device, commercial)
+    used = clip_uses(lock=lock, restore=restore, guided=chosen.guidance is not None)
+    pipeline = Pipeline.from_recipe(tuned(chosen, vram=vram, reference=reference), device, commercial, used)
     return pipeline.generate(
         prompt,
         identity,
@@ -309,7 +310,7 @@ def _measure(
     """Measure the clip chunk by chunk; ``times`` gathers when each frame is shown, ``watch`` what differs."""
     judge, before, total = pipeline.parts.judge, None, info.frames
     held = BYTES_PER_READ // (12 * info.width * info.height)
-    for chunk in ahead(read_chunks(video, max(1, min(FRAMES_PER_READ, held)), raw=True)):
+    for chunk in ahead(read_chunks(video, max(1, min(FRAMES_PER_READ, held)), usual=True, raw=True)):
         times.extend(chunk.times)
         rows = tuple(judge.measure(chunk.frames, cast, start=chunk.start, before=before))
         before = chunk.frames[-1]

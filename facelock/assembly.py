@@ -125,10 +125,11 @@ class Assembly:
             if getattr(self.recipe, part).faceid and model in self._paths:
                 from facelock.portrait.adapter import require_encoder, require_family
 
-                if not self._perception:
+                encoder = None if self._perception else self._paths["faces.encoder"]
+                if encoder:
                     name = model_names(self.recipe)["faces.encoder"]
-                    require_encoder(encoder_id(name, self._paths["faces.encoder"]), self._trained_with(part))
-                require_family(self._paths[f"{part}.faceid.adapter"], self._paths[model])
+                    require_encoder(encoder_id(name, encoder), self._trained_with(part))
+                require_family(self._paths[f"{part}.faceid.adapter"], self._paths[model], encoder)
 
     @property
     def device(self) -> str:
@@ -244,9 +245,10 @@ class Assembly:
         if not lock or not restore or lock.settings != restore.settings:
             return {}
         pairs = (("lock.model", "restore.restorer"), ("lock.faceid.adapter", "restore.faceid.adapter"))
-        same = all(self._paths[a] == self._paths[b] for a, b in pairs)
+        if "lock.model" not in self._paths or any(self._paths[a] != self._paths[b] for a, b in pairs):
+            return {}
         aligner: Any = self.locker.aligner
-        return {"core": aligner.core} if same else {}
+        return {"core": aligner.core}
 
     @cached_property
     def upscaler(self) -> Upscaler:

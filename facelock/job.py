@@ -133,11 +133,6 @@ def check_size(size: Size | None, native: tuple[int, int]) -> tuple[int, int]:
         )
     height, width = _sides(size, native)
     made, wanted = f"{native[1]}x{native[0]}", f"{width}x{height}"
-    if height % 2 or width % 2:
-        raise ConfigError(
-            f"The size {wanted} does not fit: its sides must be even numbers. Give {width + width % 2}x"
-            f"{height + height % 2}, say."
-        )
     scale = max(height / native[0], width / native[1])
     if not 0.25 <= scale <= 2 or not height or not width:
         short = min(native)
@@ -150,6 +145,11 @@ def check_size(size: Size | None, native: tuple[int, int]) -> tuple[int, int]:
         raise ConfigError(
             f"The size {wanted} does not fit this recipe, which makes {made}: {cut:.0%} of each picture would be cut "
             f"away. Give a shape nearer to it, or the short side alone ({min(height, width)}), which keeps it."
+        )
+    if height % 2 or width % 2:
+        raise ConfigError(
+            f"The size {wanted} does not fit: its sides must be even numbers. Give {width + width % 2}x"
+            f"{height + height % 2}, say."
         )
     return height, width
 

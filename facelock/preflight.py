@@ -35,6 +35,7 @@ from facelock.restoration.extra import SPANDREL, lacking_extra
 from facelock.tuning.options import cache_misfit
 from facelock.tuning.packages import lacking_packages
 from facelock.weights import place, require_commercial, require_here, require_known
+from facelock.weights.onnx_header import require_recogniser
 
 Found = Iterator[FaceLockError]
 Paths = Mapping[str, Path]
@@ -159,6 +160,12 @@ def _decoder(kind: str, path: Path, configs: fits.Configs) -> Found:
         )
 
 
+def _recogniser(recipe: Recipe, paths: Paths, used: Uses) -> Found:
+    encoder = paths.get("faces.encoder")
+    if encoder and recipe.faces.kind == "onnx_pack":
+        yield from caught(lambda: require_recogniser(encoder))
+
+
 def _aligner(recipe: Recipe, paths: Paths, used: Uses) -> Found:
     model, encoder = paths.get("lock.model"), paths.get("faces.encoder")
     if recipe.lock.kind == "inswapper" and model:
@@ -187,7 +194,11 @@ def _restorer(recipe: Recipe, paths: Paths, used: Uses) -> Found:
     if upscaler and kind in UPSCALERS:
         yield from caught(lambda: restoration_formats.require_upscaler(upscaler, kind, scale))
     if restore.restorer_kind == "onnx_restorer" and model:
-        yield from caught(lambda: restoration_formats.require_restorer(model))
+        wrong = caught(lambda: restoration_formats.require_restorer(model))
+        encoder = paths.get("faces.encoder")
+        if not wrong and encoder and recipe.faces.kind == "onnx_pack":
+            wrong = caught(lambda: restoration_formats.require_width(model, encoder))
+        yield from wrong
     if restore.restorer_kind == "faceid_restorer" and restore.faceid and model:
         yield from portrait_fits.checked(model, mask=restore.faceid.mask, size=restore.faceid.size)
 
@@ -203,6 +214,7 @@ def _encoder(recipe: Recipe, paths: Paths, used: Uses) -> Found:
 CHECKS: tuple[Callable[[Recipe, Paths, Uses], Found], ...] = (
     _speed,
     _blueprint,
+    _recogniser,
     _aligner,
     _restorer,
     _encoder,

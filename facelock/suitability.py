@@ -5,7 +5,7 @@ The rest of what stands between a recipe and its first frame is told without tor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ from facelock.preflight import spandrel_is_used
 from facelock.recipe import Recipe
 from facelock.recipe.uses import Uses, uses
 from facelock.restoration.precision import dtype_of
+from facelock.tuning.options import attention_misfit
 
 
 def not_on(recipe: Recipe, device: torch.device, used: Uses) -> list[FaceLockError]:
@@ -42,8 +43,17 @@ def not_on(recipe: Recipe, device: torch.device, used: Uses) -> list[FaceLockErr
         from facelock.restoration.spandrel_net import require_library
 
         checks.append(require_library)
-    if recipe.speed.choices().compile and uses(used, "blueprint"):
+    return [*caught(*checks), *(_speed_not_on(recipe, device) if uses(used, "blueprint") else ())]
+
+
+def _speed_not_on(recipe: Recipe, device: torch.device) -> Iterator[FaceLockError]:
+    """What of the blueprint's [speed] choices cannot be on ``device``."""
+    speed = recipe.speed.choices()
+    if speed.attention:
+        precision = recipe.blueprint.precision
+        misfit = attention_misfit(speed.attention, gpu=device.type != "cpu", precision=precision)
+        yield from [misfit] if misfit else []
+    if speed.compile:
         from facelock.tuning.apply import require_compiler
 
-        checks.append(require_compiler)
-    return caught(*checks)
+        yield from caught(require_compiler)

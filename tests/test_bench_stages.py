@@ -64,16 +64,40 @@ def test_stages_shows_every_row(monkeypatch: pytest.MonkeyPatch, tmp_path) -> No
     monkeypatch.setattr(
         stages.Pipeline, "from_recipe", lambda recipe, _: toys.pipeline(speed=recipe.speed.model_dump())
     )
+    shots: list[float] = []
+    arms = {"insightface loop": 7.5, "the same, at our detection size": 1.5}
+    monkeypatch.setattr(stages.lock, "run", lambda **_: {"ratio": arms})
+    monkeypatch.setattr(
+        stages.film,
+        "run",
+        lambda *, seconds, **_: shots.append(seconds) or {"shots": 8, "ratio": 1.04},
+    )
+    monkeypatch.setattr(stages, "guided", lambda *_: {"ratio": 1.55})
+    monkeypatch.setattr(stages.kept, "similarity", lambda recipe, *_: 0.9 - 0.001 * recipe.speed.overlap)
     told = []
     found = stages.run(seconds=1.5, out=tmp_path, rounds=1, progress=lambda *step: told.append(step))
-    assert told[-1] == ("parts", 5, 5)
+    assert told[-1] == ("parts", 9, 9) and shots == [0.5]
     assert found["lock off"]["ratio"] > 0.2
     assert found["busy"]["same_bytes"]
     assert len(found["overhead"]["ratios"]) == 2
     assert set(found["choices"]["seconds"]) == {"none", "cache pab"}
     text = (tmp_path / "stages.md").read_text()
-    for row in ("lock off ÷ plain diffusers call", "busy ÷ wall, overlap", "cache pab", "MagCache"):
+    for row in (
+        "lock off ÷ plain diffusers call",
+        "busy ÷ wall, overlap",
+        "insightface loop ÷ the lock alone | 7.50",
+        "8 shots ÷ 8 × one warm shot | 1.040",
+        "guided step ÷ plain step | 1.55",
+        "cache pab",
+        "all at once | 0.8990 | -0.0010",
+        "MagCache",
+    ):
         assert row in text
+
+
+def test_steps_are_timed_with_and_without_a_guide() -> None:
+    found = stages.guided(load_recipe("miniature"), "cpu", cast.member(0), 0, 1)
+    assert found["ratio"] == found["seconds_per_step"]["guided"] / found["seconds_per_step"]["plain"]
 
 
 def test_production_sizes_are_the_published_ones() -> None:

@@ -152,6 +152,7 @@ def test_several_faces(facelock_command, tmp_path):
         (generate(output="folder.mp4"), "is a folder"),
         (generate(output="old.mp4"), "exists already"),
         (generate("--size", "big"), "size is 'big'"),
+        (generate("--size", ""), "size is ''"),
         (generate("--size", "4000"), "does not fit"),
         (generate("--seed", "-1"), "seed"),
         (generate("--seed", "one"), "'--seed': Input should be a valid integer"),

@@ -17,9 +17,10 @@ from facelock.doctor import recipes as needs_of
 from facelock.doctor.checks import findings
 from facelock.doctor.machine import Gpu, parse_driver
 from facelock.doctor.needs import weight_state
-from facelock.errors import ConfigError
+from facelock.errors import ConfigError, ModelError
 from facelock.video.encoders import why_not
-from facelock.weights import catalog
+from facelock.weights import catalog, is_here, locate
+from facelock.weights.inventory import check
 from facelock.weights.receipt import Kept, Receipt, write_receipt
 
 GIB = 2**30
@@ -221,6 +222,47 @@ def test_encoders():
     (note,) = [f for f in findings(BIG) if f.topic == "encoder" and f.level == "note"]
     assert note.what == "h264_nvenc does not encode here (Cannot load libcuda.so.1); libx264 is used."
     assert not [f for f in findings(PLAIN) if f.level == "note"]  # without a GPU nobody expects it
+
+
+def test_a_cache_folder_that_is_none(tmp_path):
+    file = tmp_path / "home"
+    assert (machine._trouble(file / "models"), machine._read_only(file / "models")) == ("", False)
+    file.write_text("")
+    why = machine._trouble(file / "models")
+    assert why == f"{file} is not a folder"
+    ((what, _),) = problems(replace(PLAIN, cache_trouble=why))
+    assert f"because {why}. Mend that, or set FACELOCK_HOME" in what
+
+
+def test_a_cache_folder_of_somebody_else(tmp_path, monkeypatch):
+    """As it is for who is not root; the tests may be."""
+    monkeypatch.setattr(machine.os, "access", lambda _, wanted: not wanted & machine.os.W_OK)
+    assert machine._trouble(tmp_path) == "" and machine._read_only(tmp_path / "models")
+    shared = replace(PLAIN, cache_read_only=True)
+    assert problems(shared) == []  # what is pulled already can be used
+    (note,) = [f for f in findings(shared) if f.level == "note"]
+    assert "cannot be written to, so no weights can be pulled" in note.what
+
+    def forbidden(path, **_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    assert machine._trouble(tmp_path) == f"{tmp_path} cannot be looked at (Permission denied)"
+
+
+def test_weights_in_a_folder_that_may_not_be_entered_are_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("FACELOCK_HOME", str(tmp_path))
+    entry, real = catalog.Catalog.load().entry("opencv/yunet"), Path.is_file
+
+    def is_file(path):
+        if path.is_relative_to(tmp_path):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert not is_here(entry) and check(["opencv/yunet"])[0].state == "missing"
+    with pytest.raises(ModelError, match="opencv/yunet is not on this machine"):
+        locate("opencv/yunet")
 
 
 def test_little_room_and_an_old_python():

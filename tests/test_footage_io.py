@@ -22,6 +22,7 @@ from footage_files import PICTURES, SOUND, audio_packets, ffmpeg, patched, ramps
 from facelock.errors import InputError
 from facelock.video import reading as footage_io
 from facelock.video import worker as video_worker
+from facelock.video.crossing import lifted
 from facelock.video.reading import Look, check_audio, count_frames, probe, read_chunks, read_stills
 from facelock.video.writing import SegmentWriter, Timing, join_segments, pixel_format
 
@@ -192,11 +193,23 @@ def test_usual_colours_are_those_of_everybodys_readers(folder, plain):
             theirs = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         pictures = torch.from_numpy(np.stack(theirs)).permute(0, 3, 1, 2).float() / 255
         assert torch.equal(chunk.frames, pictures)
-        (raw,) = read_chunks(path, 100, raw=True)
+        (raw,) = read_chunks(path, 100, usual=True, raw=True)
         assert raw.frames.dtype == torch.uint8 and torch.equal(raw.frames.float() / 255, pictures)
         assert raw.times == chunk.times and raw.frames.permute(0, 2, 3, 1).is_contiguous()
         (exact,) = read_chunks(path, 100)
         assert 0 < float((exact.frames - pictures).abs().mean()) < 0.05
+
+
+def test_stored_numbers_become_the_frames_where_they_are_wanted(folder, plain):
+    deep = ffmpeg(folder / "deep.mp4", "-i", plain, "-pix_fmt", "yuv420p10le", "-c:v", "libx264")
+    turned = ffmpeg(folder / "stored90.mp4", "-display_rotation", 90, "-i", plain, "-c", "copy")
+    for path, kind in ((plain, torch.uint8), (deep, torch.uint16), (turned, torch.uint8)):
+        stored, exact = (list(read_chunks(path, 2, start=1, raw=given)) for given in (True, False))
+        assert [chunk.times for chunk in stored] == [chunk.times for chunk in exact]
+        for one, other in zip(stored, exact, strict=True):
+            assert one.frames.dtype == kind
+            frames = lifted(one.frames, "cpu")
+            assert frames.is_contiguous() and torch.equal(frames, other.frames)
 
 
 def test_frames_without_a_time_get_one(folder, caplog):

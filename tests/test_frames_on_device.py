@@ -31,6 +31,7 @@ from facelock.steps import Home, Steps
 from facelock.tuning.frames import frames_device
 from facelock.tuning.options import Speed
 from facelock.tuning.plan import GIB, Plan, Shape, resident, room_for_frames
+from facelock.video.crossing import lifted
 from facelock.video.reading import Look
 
 SIZE, SCALE, SIDE = (96, 160), 4, 80
@@ -294,6 +295,16 @@ def test_footage_stays_there_from_the_file_to_the_encoder(there: FakeDevice, tmp
     )
     plain = lock_toys.parts(device=there.name, recipe=toys.recipe(speed={"reference": True}))
     assert plain.frames_device == "cpu"
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(torch.uint8, 255), (torch.uint16, 65535)])
+def test_frames_of_a_file_become_numbers_with_a_fraction_there(
+    there: FakeDevice, dtype: torch.dtype, white: int
+) -> None:
+    stored = (torch.rand(2, 3, 4, 6) * white).to(dtype)
+    frames = lifted(stored, there.name)
+    assert isinstance(frames, There)
+    assert torch.equal(held(frames), stored.float() / white)
 
 
 # ---------------------------------------------------------------------- a restorer of torch's own

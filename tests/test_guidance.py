@@ -388,6 +388,15 @@ def test_the_trust_region_holds(tmp_path):
     assert float(relative(x0, guide(x0, 0.5, 0, 0)).min()) > 0.02  # another window begins
 
 
+def test_where_all_edits_are_spent_nothing_is_looked_at(tmp_path, monkeypatch):
+    guide = tiny.guide(tmp_path, scale=0.08, trust_radius=0.08)  # one edit, as a recipe's defaults have it
+    x0 = tiny.latents(3)
+    once = guide(x0, 0.8, 1, 1)
+    assert not torch.equal(once, x0)
+    monkeypatch.setattr(guide, "decoder", None)  # it would be missed
+    assert guide(once, 0.7, 2, 1) is once
+
+
 def test_the_past_is_never_changed(tmp_path):
     guide = tiny.guide(tmp_path)
     x0 = tiny.latents()
@@ -574,21 +583,27 @@ def test_the_benchmark_sets_its_arms_side_by_side(monkeypatch, tmp_path):
     parts.guide, parts.locker.pack = object(), None
     monkeypatch.setattr(bench.Pipeline, "from_recipe", lambda *_: toys.pipeline(parts))
     monkeypatch.setattr(bench.cast, "identity", lambda who, parts: toys.identity(who.name))
-    monkeypatch.setattr(bench, "_guides", lambda guide: {"none": None, "early": guide, "late": guide})
+    monkeypatch.setattr(
+        bench, "_guides", lambda guide: dict.fromkeys(("early", "short", "late"), guide) | {"none": None}
+    )
     monkeypatch.setattr(bench, "_in_loop", lambda pack, frames, who: [float(frames.mean())])
     results = bench.run(seconds=1, identities=2, out=tmp_path)
     assert list(results["arms"]) == list(bench.ARMS)
     assert results["arms"]["guided"]["loop"] > results["arms"]["plain"]["loop"]
     gain = results["gains"]["unlocked"]
     assert results["honesty"]["unlocked"] == pytest.approx(gain["judge"]["value"] / gain["loop"]["value"])
-    assert results["step_ratio"] > 0 and "honesty, unlocked" in results["text"]
+    assert (
+        set(results["step_ratio"]) == {"guided", "in short edits"} and "honesty, unlocked" in results["text"]
+    )
     assert parts.backbone.guide is None, "the arms leave the backbone as it was"
     assert (tmp_path / "guidance-01.png").is_file() and (tmp_path / "guidance.json").is_file()
     assert bench._honesty(0.1, 0.001) is None
 
 
-def test_the_late_arm_differs_in_when_alone(tmp_path):
-    own = tiny.guide(tmp_path, window=(0.6, 0.97))
+def test_the_late_arm_differs_in_when_and_how_often_alone(tmp_path):
+    own = tiny.guide(tmp_path, window=(0.6, 0.85))
     late = bench._guides(own)["late"]
-    assert late.decoder is own.decoder and late.settings.window[1] < 0.9
-    assert replace(late.settings, window=own.settings.window, trust_radius=0.08) == own.settings
+    assert late.decoder is own.decoder and late.settings.window[0] < 0.3
+    assert late.settings.trust_radius > 4 * late.settings.scale  # many edits
+    same = {"window": own.settings.window, "scale": own.settings.scale, "trust_radius": 0.08}
+    assert replace(late.settings, **same) == own.settings

@@ -106,6 +106,10 @@ def test_sizes_that_a_recipe_can_make(size, native, final):
             32,
             r"The size 32x32 does not fit this recipe, which makes 256x256\. Give a short side from 64 to 512",
         ),
+        (
+            (717, 1279),
+            "The size 1279x717 does not fit this recipe, which makes 256x256",
+        ),  # not: give even numbers
         (1080, r"does not fit this recipe.*or a recipe that makes larger pictures"),
         ((0, 0), "does not fit"),
         (

@@ -127,6 +127,10 @@ def test_strength_is_the_share_of_noise(core):
         with pytest.raises(ConfigError, match="strength"):
             core.repaint(crops, identity, wrong)
     with pytest.raises(ValueError, match="are wanted"):
+        core.repaint(crops, identity[:1], 0.5)
+    with pytest.raises(
+        ModelError, match="takes embeddings of 512 numbers, the recogniser in the loop gives 128"
+    ):
         core.repaint(crops, identity[:, :128], 0.5)
 
 

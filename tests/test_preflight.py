@@ -373,6 +373,29 @@ def test_a_portrait_checkpoint_and_its_adapter(tmp_path: Path) -> None:
         ModelError, match=r"xl\.bin: made for a UNet of cross attentions of 64 numbers, but .* has 32"
     ):
         Assembly(load_recipe(path), "cpu")
+    narrow = tiny_portrait.faceid(tiny_portrait.unet(), size=256)
+    tiny_portrait.save_adapter(tmp_path / "xl.bin", narrow)
+    with pytest.raises(
+        ModelError, match=r"xl\.bin: takes embeddings of 256 numbers, but .* gives 512\. Name"
+    ):
+        Assembly(load_recipe(path), "cpu")
+
+
+def test_a_restorer_of_another_recogniser_s_size(tmp_path: Path) -> None:
+    swapper(tmp_path / "own.onnx")
+    path = recipe_file(tmp_path, ('restorer = "miniature/restorer"', 'restorer = "own.onnx"'))
+    assert sentences(path) == [
+        f"{tmp_path / 'own.onnx'}: takes embeddings of 16 numbers, but {locate('miniature/recogniser')} gives 512. "
+        "Name the recogniser that it was made for as faces.encoder."
+    ]
+
+
+@pytest.mark.parametrize("other", ["miniature/detector", "miniature/judge", "miniature/aligner"])
+def test_a_recogniser_that_is_none(tmp_path: Path, other: str) -> None:
+    path = recipe_file(tmp_path, ('encoder = "miniature/recogniser"', f'encoder = "{other}"'))
+    assert sentences(path)[0] == (
+        f"{locate(other)}: no recogniser of crops of 112 x 112 pixels. Give an ArcFace ONNX file."
+    )
 
 
 def test_an_aligner_of_another_recogniser_s_size(tmp_path: Path) -> None:

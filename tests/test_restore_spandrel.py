@@ -47,6 +47,14 @@ def test_what_tiles_itself_is_given_whole_frames(tmp_path, spandrel, caplog):  #
     assert net.frames.tile == 0 and "tile in [restore] is not used" in caplog.text
 
 
+def test_what_mends_frames_at_their_size_may_stand_for_the_upscaler(tmp_path, spandrel):  # noqa: F811
+    path = single(tmp_path / "x.pth", "mend", 0.25)
+    shown = frames()
+    assert torch.allclose(SpandrelUpscaler(path, scale=1).upscale(shown), (shown + 0.25).clamp(0, 1))
+    with pytest.raises(ModelError, match="its purpose is Restoration, not FaceSR"):
+        SpandrelRestorer(path, encoder="e")
+
+
 @pytest.mark.parametrize(
     ("key", "words"),
     [
@@ -81,9 +89,10 @@ def test_a_precision_the_network_lacks_is_refused(tmp_path, spandrel):  # noqa: 
         placed(net, "x.pth", "bfloat16", "cpu")
 
 
-def test_spandrel_that_is_not_there_is_said(tmp_path, monkeypatch):
+@pytest.mark.parametrize("left", [None, ModuleType("spandrel")], ids=["nothing", "an empty folder"])
+def test_spandrel_that_is_not_there_is_said(tmp_path, monkeypatch, left):
     path = single(tmp_path / "x.pth", "up")
-    monkeypatch.setitem(sys.modules, "spandrel", None)
+    monkeypatch.setitem(sys.modules, "spandrel", left)
     for kind in (upscaler_class("spandrel_upscaler"), restorer_class("spandrel_restorer")):
         options = {"scale": 2} if kind is SpandrelUpscaler else {"encoder": "e"}
         with pytest.raises(EnvironmentFailure, match=r"needs spandrel.*pip install 'facelock-video\[sr\]'"):
@@ -137,11 +146,14 @@ def test_a_fidelity_weight_of_the_network_is_used(tmp_path, spandrel):  # noqa: 
     assert torch.allclose(out[1], 0.75 * crops[1] + 0.25, atol=1e-6)
 
 
-def test_a_face_that_does_not_fit_the_memory_is_said(tmp_path, spandrel, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("x"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_face_that_does_not_fit_the_memory_is_said(tmp_path, spandrel, monkeypatch, error):  # noqa: F811
     net = SpandrelRestorer(single(tmp_path / "x.pth", "face"), encoder="e")
 
     def short(*_):
-        raise torch.OutOfMemoryError("x")
+        raise error
 
     monkeypatch.setattr(net, "_call", short)
     with pytest.raises(DeviceError, match=r"x\.pth: cpu has too little memory to restore a face"):

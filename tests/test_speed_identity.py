@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from facelock.assembly import Assembly
+from facelock.bench.kept import EVERYTHING, recipe_with
+from facelock.bench.kept import similarity as similarity_of
 from facelock.bench.stages import backbone, speeds
 from facelock.pipeline import Pipeline
-from facelock.recipe import load_recipe
+from facelock.recipe import load_recipe, tuned
 from facelock.runtime import derive_seed
 from facelock.tuning import Speed
 from facelock.tuning.placement import Placement
@@ -53,17 +55,28 @@ CHOICES = [*speeds((1.0,) * 8)]
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_keeps_the_identity(miniature: SimpleNamespace, name: str) -> None:
-    tuned = backbone(miniature.recipe, "cpu", speeds(miniature.ratios)[name])
-    assert similarity(miniature, tuned) == pytest.approx(miniature.similarity, abs=0.01)
+    fast = backbone(miniature.recipe, "cpu", speeds(miniature.ratios)[name])
+    assert similarity(miniature, fast) == pytest.approx(miniature.similarity, abs=0.01)
 
 
 def test_the_smallest_plan_keeps_the_identity(miniature: SimpleNamespace) -> None:
     steps = miniature.recipe.blueprint.steps
     place = Placement(torch.device("cpu"), Speed(), Plan(groups=1, text="layers", tiling=True), steps=steps)
-    tuned = backbone(miniature.recipe, "cpu", place=place)
-    assert similarity(miniature, tuned) == miniature.similarity
+    small = backbone(miniature.recipe, "cpu", place=place)
+    assert similarity(miniature, small) == miniature.similarity
 
 
 def test_the_reference_path_keeps_the_identity(miniature: SimpleNamespace) -> None:
     plain = backbone(miniature.recipe, "cpu", reference=True)
     assert similarity(miniature, plain) == pytest.approx(miniature.similarity, abs=0.01)
+
+
+def test_full_runs_with_everything_keep_the_identity(miniature: SimpleNamespace) -> None:
+    """Blueprint to judge, all choices at once in the smallest memory plan; and by --reference as without."""
+    everything = recipe_with(miniature.recipe, EVERYTHING)
+    plain, fast, reference = (
+        similarity_of(recipe, "cpu", clips=1)
+        for recipe in (miniature.recipe, tuned(everything, vram=8), tuned(everything, reference=True))
+    )
+    assert fast == pytest.approx(plain, abs=0.01) and fast != plain
+    assert reference == pytest.approx(plain, abs=0.01)

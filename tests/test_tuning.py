@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_speed import PROMPT, SETTINGS, save_checkpoint
 from torch import Tensor
 
+from facelock.assembly import Assembly
 from facelock.blueprint.skyreels_v2 import SkyReelsV2
 from facelock.errors import ConfigError, EnvironmentFailure
+from facelock.recipe import load_recipe
 from facelock.recipe.sections import SpeedRecipe
+from facelock.recipe.uses import VERIFY
 from facelock.tuning import Speed, StepCache, apply
+from facelock.tuning.options import ATTENTION, GPU_ATTENTION, HALF_ATTENTION, attention_misfit
 from facelock.tuning.placement import Placement
 from facelock.tuning.plan import Plan
 from facelock.tuning.ratios import measure_ratios
@@ -183,6 +188,51 @@ def test_without_a_compiler_compile_is_refused(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(apply, "compiler_present", lambda: False)
     with pytest.raises(EnvironmentFailure, match=r"g\+\+"):
         tuned(folder, Speed(compile="default"))
+
+
+@pytest.mark.parametrize("name", sorted(GPU_ATTENTION))
+def test_attention_of_a_gpu_is_refused_on_a_cpu_before_anything_is_loaded(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("facelock.tuning.packages.is_installed", lambda module: True)
+    recipe = load_recipe()
+    recipe = recipe.model_copy(update={"speed": SpeedRecipe(attention=name)})
+    with pytest.raises(ConfigError, match=rf"{name}' needs a GPU\. Give one of native, native_math"):
+        Assembly(recipe, "cpu")
+    assert Assembly(recipe, "cpu", used=VERIFY).device == "cpu"
+
+
+def test_attention_of_half_precision_takes_no_float32() -> None:
+    for name in ATTENTION:
+        found = attention_misfit(name, gpu=True, precision="float32")
+        assert (found is not None) == (name in HALF_ATTENTION), name
+        assert attention_misfit(name, gpu=True, precision="bfloat16") is None
+    place = Placement(torch.device("meta"), Speed(attention="native_flash"), steps=6)
+    assert "half precision" in place.bound  # so that what is not finite is not tried again in float32
+
+
+def test_what_a_chosen_attention_cannot_compute_is_one_sentence(folder: Path) -> None:
+    backbone = tuned(folder, Speed(attention="native_efficient"))  # as if it were not known of this device
+    with pytest.raises(ConfigError, match=r"'native_efficient' cannot compute this blueprint \(No viable"):
+        backbone.extend(PROMPT, None, seed=1)
+    transformer = tuned(folder, Speed(attention="native_math")).modules["transformer"]
+    for error in (torch.OutOfMemoryError("full"), RuntimeError("CUDA error: lost")):
+        transformer.blocks[0].forward = lambda *_, error=error, **__: _raised(error)
+        with pytest.raises(type(error), match=str(error)):
+            _once(transformer)
+
+
+def _raised(error: Exception) -> None:
+    raise error
+
+
+def _once(transformer: Any) -> None:
+    with torch.no_grad():
+        transformer(
+            hidden_states=torch.zeros(1, 16, 1, 4, 4),
+            timestep=torch.zeros(1, 1),
+            encoder_hidden_states=torch.zeros(1, 4, transformer.config.text_dim),
+        )
 
 
 def test_a_backend_that_is_chosen_stays_with_its_model(folder: Path) -> None:

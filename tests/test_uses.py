@@ -18,7 +18,7 @@ from facelock.memory import memory_plan
 from facelock.pipeline import Pipeline
 from facelock.preflight import lacking
 from facelock.recipe import load_recipe, model_names, tuned
-from facelock.recipe.uses import ALL, REFERENCES, RESTORER, VERIFY, uses
+from facelock.recipe.uses import ALL, REFERENCES, RESTORER, VERIFY, clip_uses, uses
 from facelock.tuning.plan import Plan
 
 BLUEPRINT = ('model = "miniature/blueprint"', 'model = "skyreels-v2-1.3b"')
@@ -80,6 +80,40 @@ def test_the_restorer_counts_where_it_restores(tmp_path: Path, clip: Path) -> No
     assert open_parts(recipe, "cpu", restore=False).restorer is None
     with pytest.raises(ModelError, match="inswapper_128 is not on this machine"):
         open_parts(recipe_file(tmp_path, BLUEPRINT, ALIGNER), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("lock", "restore", "guided", "left_out"),
+    [
+        (True, True, False, set()),
+        (False, True, False, {"lock.model"}),
+        (True, False, False, {"restore.restorer"}),
+        (False, False, True, {"lock.model", "restore.restorer"}),
+        (False, False, False, {"lock.model", "restore.restorer", "faces.encoder"}),
+    ],
+)
+def test_a_clip_asks_for_the_stages_that_make_it(
+    lock: bool, restore: bool, guided: bool, left_out: set[str]
+) -> None:
+    everything = model_names(load_recipe())
+    used = clip_uses(lock=lock, restore=restore, guided=guided)
+    assert set(everything) - set(model_names(load_recipe(), used)) == left_out
+
+
+def test_a_clip_without_the_lock_is_made_without_the_aligner(tmp_path: Path) -> None:
+    recipe = recipe_file(tmp_path, ALIGNER, LOOP, RESTORER_LOST, KIND)
+    options = {"seconds": 0.25, "recipe": recipe, "device": "cpu"}
+    for stages, wanted, other in (
+        ({"lock": True, "restore": False}, "inswapper_128", "gfpgan"),
+        ({"lock": False, "restore": True}, "gfpgan", "inswapper_128"),
+    ):
+        with pytest.raises(FaceLockError) as error:
+            facelock.generate("a woman", MARIA, **options, **stages)
+        assert wanted in str(error.value) and other not in str(error.value)
+    clip = facelock.generate("a woman", MARIA, lock=False, restore=False, commercial=True, **options)
+    assert clip.save(tmp_path / "plain.mp4").frames == 3
+    weights = clip.pipeline.parts.weights
+    assert "lock.model" not in weights and "faces.encoder" not in weights and "restore.upscaler" in weights
 
 
 def test_a_clip_is_measured_with_detector_and_judge_alone(tmp_path: Path, clip: Path) -> None:

@@ -167,6 +167,9 @@ class ModelLoader:
         "whole": lambda: ImageModelDescriptor(
             _Face(), _Architecture("Whole"), "SR", 1, size_requirements=_Size(), tiling=_Tiling.INTERNAL
         ),
+        "mend": lambda: ImageModelDescriptor(
+            _Face(), _Architecture("Mend"), "Restoration", 1, size_requirements=_Size()
+        ),
         "face": lambda: ImageModelDescriptor(
             _Face(), _Architecture("RestoreFormer"), "FaceSR", size_requirements=_Size(0, 32)
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from facelock.errors import ModelError
+from facelock.weights import onnx_header
 from facelock.weights.onnx_header import header
 
 SIDE = 128
@@ -35,13 +36,6 @@ def require_inswapper(path: Path) -> None:
 
 
 def require_width(path: Path, encoder: Path) -> None:
-    """Raise ``ModelError`` where the recogniser in the loop gives embeddings of another size than an inswapper takes;
-    one whose header does not say its size is not asked."""
-    outputs = list(header(encoder).outputs.values()) if encoder.is_file() else []
-    given = outputs[0][-1] if len(outputs) == 1 and len(outputs[0]) == 2 else None
-    taken = header(path).last[0]
-    if given not in (None, taken):
-        raise ModelError(
-            f"{path}: takes embeddings of {taken} numbers, but {encoder} gives {given}. "
-            "Name the recogniser that it was made for as faces.encoder."
-        )
+    """Raise ``ModelError`` where the recogniser in the loop gives embeddings of another size than an inswapper
+    takes."""
+    onnx_header.require_width(path, header(path).last[0], encoder)

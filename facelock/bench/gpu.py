@@ -35,6 +35,15 @@ BOXES = 2
 """Faces that every frame is taken to show."""
 NO_GPU = "No CUDA device: tiny shapes of the same classes on a CPU. Nothing here says how fast a GPU is."
 
+ELSEWHERE = (
+    ("insightface's loop ÷ our lock, same networks", "≥ 12", "it needs trained networks and onnxruntime on the GPU: "
+     "facelock bench lock --device cuda"),
+    ("busy time of the largest resource ÷ wall", "≥ 0.95", "it needs whole clips: facelock bench stages, which knows "
+     "the processor's share alone"),
+    ("8 shots ÷ 8 × one warm shot", "≤ 1.02", "it needs whole clips: facelock bench film --device cuda"),
+)  # fmt: skip
+"""Goals that random weights cannot show: what, the goal, why not and where."""
+
 
 def run(
     *,
@@ -88,7 +97,13 @@ def _parts(faces: int) -> dict[str, tuple[Callable[[Bench], None], float]]:
         "larger denoiser": (gpu_parts.large, 10),
         "quantised": (gpu_parts.quantised, 4),
         "compiled": (gpu_parts.compiled, 45),
+        "elsewhere": (_elsewhere, 0),
     }
+
+
+def _elsewhere(bench: Bench) -> None:
+    for what, goal, why in ELSEWHERE:
+        bench.add(Line(what, goal=goal, note=f"not run here: {why}"))
 
 
 # ---------------------------------------------------------------------- tables

@@ -1,7 +1,8 @@
 """``facelock bench guidance``: does identity guidance help, or does it please the recogniser that it climbs?
 
-The miniature's blueprint with and without guidance, each without and with the lock, and once guided so late that
-nothing makes a face of the edits; held-out characters, the same prompts and seeds.
+The miniature's blueprint with and without guidance, each without and with the lock; guided by several short edits from
+the beginning on; and guided so late that nothing makes a face of the edits. Held-out characters, the same prompts and
+seeds.
 
 The in-loop recogniser gives the gradient, so what it says of guided frames is no evidence: the
 judge's figures are. Honesty is the judge's gain ÷ the recogniser's.
@@ -82,8 +83,8 @@ def run(
     pipeline = Pipeline.from_recipe(recipe.model_copy(update={"guidance": settings}), device)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
     read = time.process_time if pipeline.parts.device == "cpu" else time.perf_counter
-    clocks, backbone = {name: Clock(read) for name in ("none", "early", "late")}, pipeline.parts.backbone
-    guides = _guides(pipeline.parts.guide)  # type: ignore[attr-defined]
+    guides, backbone = _guides(pipeline.parts.guide), pipeline.parts.backbone  # type: ignore[attr-defined]
+    clocks = {name: Clock(read) for name in guides}
     for index in range(identities):
         who = cast.member(index)
         identity = cast.identity(who, pipeline.parts)
@@ -98,7 +99,7 @@ def run(
         if progress:
             progress("characters", index + 1, identities)
     _set(backbone, None, None)
-    step = {name: fmean(clocks[guide].spans) for name, guide in (("plain", "none"), ("guided", "early"))}
+    step = {name: fmean(clocks[guide].spans) for name, guide in TIMED.items()}
     command = f"facelock bench guidance --seconds {seconds:.4g} --identities {identities} --seed {seed}"
     return publish("guidance", command, *_results(found, step, settings), out)
 
@@ -106,12 +107,17 @@ def run(
 ARMS = {
     "plain": ("none", False),
     "guided": ("early", False),
+    "in short edits": ("short", False),
     "guided late": ("late", False),
     "plain, locked": ("none", True),
     "guided, locked": ("early", True),
 }
 """Arm → its guide, and whether it is locked (and restored)."""
-LATE: dict[str, Any] = {"window": (0.15, 0.85), "trust_radius": 1.0}
+TIMED = {"plain": "none", "guided": "early", "in short edits": "short"}
+"""What a step is called in the table → its guide."""
+SHORT: dict[str, Any] = {"window": (0.6, 0.97), "scale": 0.15, "trust_radius": 0.6}
+"""What sets the guide of the arm ``in short edits`` off from the recipe's."""
+LATE: dict[str, Any] = {"window": (0.15, 0.85), "scale": 0.15, "trust_radius": 1.0}
 """What sets the guide of the arm ``guided late`` off from the recipe's: edits that no later step makes a face of."""
 
 
@@ -121,8 +127,11 @@ def _set(backbone: Any, guide: Any, clock: Clock | None) -> None:
 
 def _guides(guide: Any) -> dict[str, Any]:
     """Arm's guide by name, all over the same networks."""
-    late = IdentityGuide(guide.decoder, guide.embedder, guide.pack, replace(guide.settings, **LATE))
-    return {"none": None, "early": guide, "late": late}
+
+    def other(changes: dict[str, Any]) -> IdentityGuide:
+        return IdentityGuide(guide.decoder, guide.embedder, guide.pack, replace(guide.settings, **changes))
+
+    return {"none": None, "early": guide, "short": other(SHORT), "late": other(LATE)}
 
 
 @torch.no_grad()
@@ -180,19 +189,22 @@ def _results(
         }
         for name, before, after in (
             ("unlocked", "plain", "guided"),
+            ("short", "plain", "in short edits"),
             ("late", "plain", "guided late"),
             ("locked", "plain, locked", "guided, locked"),
         )
     }
     honesty = {name: _honesty(gain["judge"].value, gain["loop"].value) for name, gain in gains.items()}
-    ratio = step["guided"] / step["plain"]
+    ratio = {name: value / step["plain"] for name, value in step.items() if name != "plain"}
     said = [
         [f"gain of guidance, {name}: {which}", number(g.value), f"{number(g.low)} … {number(g.high)}"]
         for name, gain in gains.items()
         for which, g in gain.items()
     ]
     said += [[f"honesty, {name}", number(value, 2), ""] for name, value in honesty.items()]
-    said += [["time per denoising step, guided ÷ plain", number(ratio, 2), ""]]
+    said += [
+        [f"time per denoising step, {name} ÷ plain", number(value, 2), ""] for name, value in ratio.items()
+    ]
     said += [[f"ms per denoising step, {name}", number(1000 * value, 1), ""] for name, value in step.items()]
     body = (
         table(["mean over characters", *ARMS], rows)

@@ -220,7 +220,7 @@ def ours(pack: Pack, video: Path, frames: int, reference: np.ndarray) -> list[fl
 
 def limited(video: Path, frames: int) -> Iterator[Chunk]:
     """The first frames of a video, as ``verify`` reads them."""
-    yield from ahead(islice(read_chunks(video, HELD, raw=True), frames // HELD))
+    yield from ahead(islice(read_chunks(video, HELD, usual=True, raw=True), frames // HELD))
 
 
 def watch(judge: Judge, chunks: Iterator[Chunk], who: Identity) -> Iterator[Sequence[LedgerRow]]:

@@ -148,8 +148,11 @@ def generate(
     from facelock.job import Job, check_share, parse_size
     from facelock.journal import claim
     from facelock.recipe import load_recipe, tuned
+    from facelock.recipe.uses import clip_uses
 
-    job = Job(prompt, seconds, seed, parse_size(size) if size else None, not no_lock, not no_restore).check()
+    job = Job(
+        prompt, seconds, seed, None if size is None else parse_size(size), not no_lock, not no_restore
+    ).check()
     check_share(target)
     chosen = tuned(load_recipe(recipe), vram=vram, reference=reference)
     with ExitStack() as stack:
@@ -159,7 +162,8 @@ def generate(
         from facelock.pipeline import Pipeline, checked_job
 
         job = checked_job(job, chosen)
-        clip = Pipeline.from_recipe(chosen, device, commercial).clip(
+        used = clip_uses(lock=job.lock, restore=job.restore, guided=chosen.guidance is not None)
+        clip = Pipeline.from_recipe(chosen, device, commercial, used).clip(
             job, face, faces=face_index or (), progress=display.step
         )
         report = clip.save(journal, audio=audio, restart=restart, target=target)

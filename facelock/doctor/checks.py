@@ -211,7 +211,14 @@ def encoders(machine: Machine) -> Iterator[Finding]:
 
 
 def room(machine: Machine) -> Iterator[Finding]:
-    """The disk on which weights are put."""
+    """The folder, and the disk, on which weights are put."""
+    elsewhere = "Mend that, or set FACELOCK_HOME to a folder where weights may lie."
+    if machine.cache_trouble:
+        what = f"{machine.cache}: no weights can lie there, because {machine.cache_trouble}. {elsewhere}"
+        yield Finding("problem", "disk", what)
+    elif machine.cache_read_only:
+        what = f"{machine.cache} cannot be written to, so no weights can be pulled. {elsewhere}"
+        yield Finding("note", "disk", what)
     if machine.cache_free < LITTLE_ROOM:
         yield Finding(
             "note",

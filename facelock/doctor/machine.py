@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -94,6 +95,10 @@ class Machine:
     cache: Path = Path()
     cache_free: int = 0
     """Bytes free on the disk of the cache folder."""
+    cache_trouble: str = ""
+    """Why no weights can lie there; empty where they can, or could once it is made."""
+    cache_read_only: bool = False
+    """Whether weights that lie there can be used, but none can be put there."""
 
 
 def examine() -> Machine:
@@ -133,6 +138,8 @@ def examine() -> Machine:
         encoders=encoders,
         cache=cache,
         cache_free=_free(cache),
+        cache_trouble=_trouble(cache),
+        cache_read_only=_read_only(cache),
     )
 
 
@@ -237,6 +244,29 @@ def _memory() -> int:
     with suppress(OSError, ValueError, AttributeError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return 0
+
+
+def _trouble(folder: Path) -> str:
+    """Why ``folder`` can be none, or not be looked into; empty where there is no reason."""
+    for place in (folder, *folder.parents):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            try:
+                mode = place.stat().st_mode
+            except PermissionError as error:
+                return f"{place} cannot be looked at ({error.strerror})"
+            if not stat.S_ISDIR(mode):
+                return f"{place} is not a folder"
+            return "" if os.access(place, os.R_OK | os.X_OK) else f"{place} cannot be entered"
+    return ""
+
+
+def _read_only(folder: Path) -> bool:
+    """Whether nothing can be written into ``folder``, or the nearest of its parents that is there."""
+    for place in (folder, *folder.parents):
+        with suppress(OSError):
+            place.stat()
+            return not os.access(place, os.W_OK)
+    return False
 
 
 def _free(folder: Path) -> int:

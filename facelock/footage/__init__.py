@@ -39,6 +39,7 @@ from facelock.report import Report, build_report, write_report
 from facelock.runtime import require_space
 from facelock.steps import Home, Steps
 from facelock.types import AlignRecord, Chunk, ChunkRecords, Identity
+from facelock.video.crossing import lifted
 from facelock.video.reading import Still, probe, read_chunks, read_stills
 from facelock.video.writing import SegmentWriter, Timing, join_segments
 from facelock.weights import sha256_file
@@ -157,9 +158,9 @@ class Footage(Making):
         tail, plan = resume.tail, self._plan()[resume.chunks :]
         if not plan:
             return
-        chunks = read_chunks(self.video, self._length(), start=plan[0].start)
+        chunks = read_chunks(self.video, self._length(), start=plan[0].start, raw=True)
         for span, chunk in zip(plan, chunks, strict=True):
-            made = self._one(span, chunk.frames.to(self.home.device), tail)
+            made = self._one(span, lifted(chunk.frames, self.home.device), tail)
             tail = made.tail
             yield made
 

@@ -91,6 +91,8 @@ class IdentityGuide:
         low, high = self.settings.window
         if not len(self._references) or not low <= sigma <= high:
             return x0
+        if bool((self._spent[known:] >= self.settings.trust_radius).all()):
+            return x0
         if x0.shape[1] != self.decoder.channels:
             raise ModelError(other_latents(self.decoder.channels, x0.shape[1]))
         shown = self.shown(x0.shape[2], step, known)

@@ -24,6 +24,7 @@ from torch import Tensor
 from facelock.errors import ConfigError, ModelError
 from facelock.portrait.fits import read_config
 from facelock.weights import load_safetensors
+from facelock.weights.onnx_header import require_width
 
 State = dict[str, dict[str, Tensor]]
 PARTS = ("image_proj", "ip_adapter")
@@ -85,18 +86,22 @@ def check_fit(path: str | Path, state: State, unet: Any) -> None:
         raise ModelError(f"{path}: makes {tokens / width:g} tokens of a face, not {TOKENS}. {REMEDY}")
 
 
-def require_family(path: str | Path, folder: Path) -> None:
-    """Raise ``ModelError`` for an adapter that is none, or of another family than the checkpoint in ``folder``.
+def require_family(path: str | Path, folder: Path, encoder: Path | None = None) -> None:
+    """Raise ``ModelError`` for an adapter that is none, of another family than the checkpoint in ``folder``, or for
+    embeddings of another size than the recogniser ``encoder`` gives.
 
     Reads the adapter, and of the checkpoint its configuration alone; what that does not tell is left to the loading.
     """
-    width = int(read_adapter(path)["image_proj"]["norm.weight"].shape[0])
+    state = read_adapter(path)
+    width = int(state["image_proj"]["norm.weight"].shape[0])
     wanted = read_config(folder, "unet").get("cross_attention_dim", width)
     if wanted != width:
         raise ModelError(
             f"{path}: made for a UNet of cross attentions of {width} numbers, but {folder} has {wanted}. "
             "Give the adapter of the same family, SD 1.5 or SDXL."
         )
+    if encoder is not None:
+        require_width(Path(path), dimension(state), encoder)
 
 
 def without_lora(state: State) -> State:

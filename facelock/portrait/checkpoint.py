@@ -10,16 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
-    StableDiffusionImg2ImgPipeline,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionXLImg2ImgPipeline,
-    StableDiffusionXLInpaintPipeline,
     UNet2DConditionModel,
 )
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -116,9 +113,7 @@ class _PerFace:
 
 
 def _pipeline_class(large: bool, inpaint: bool) -> Any:
-    plain: Any
-    if large:
-        plain = StableDiffusionXLInpaintPipeline if inpaint else StableDiffusionXLImg2ImgPipeline
-    else:
-        plain = StableDiffusionInpaintPipeline if inpaint else StableDiffusionImg2ImgPipeline
+    name = f"StableDiffusion{'XL' if large else ''}{'Inpaint' if inpaint else 'Img2Img'}Pipeline"
+    with quiet():  # their modules import picture processors of transformers, which ask for torchvision
+        plain: Any = getattr(diffusers, name)
     return type(f"PerFace{plain.__name__}", (_PerFace, plain), {})

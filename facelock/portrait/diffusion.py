@@ -23,7 +23,7 @@ from typing import Any, Required, TypedDict
 import torch
 from torch import Tensor
 
-from facelock.errors import ConfigError, DeviceError
+from facelock.errors import ConfigError, DeviceError, ModelError
 from facelock.geometry import wide_crop
 from facelock.portrait.adapter import dimension, read_adapter, require_encoder
 from facelock.portrait.checkpoint import load_pipeline
@@ -329,7 +329,12 @@ class PortraitDiffusion:
 
     def _check(self, crops: Tensor, identity: Tensor) -> None:
         side = self.crop.size
-        if tuple(crops.shape[1:]) != (3, side, side) or tuple(identity.shape) != (len(crops), self.dimension):
+        if identity.ndim == 2 and identity.shape[1] != self.dimension:
+            raise ModelError(
+                f"The FaceID adapter takes embeddings of {self.dimension} numbers, the recogniser in the loop gives "
+                f"{identity.shape[1]}. Name the one that it was made for."
+            )
+        if tuple(crops.shape[1:]) != (3, side, side) or identity.ndim != 2 or len(identity) != len(crops):
             raise ValueError(
                 f"crops {tuple(crops.shape)} and identity {tuple(identity.shape)}, where (N, 3, {side}, {side}) and "
                 f"(N, {self.dimension}) are wanted"

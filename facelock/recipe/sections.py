@@ -95,11 +95,11 @@ class GuidanceRecipe(_Part):
 
     decoder: Model
     """Catalog name or file of a tiny decoder of the blueprint's latents, in TAEHV's layout."""
-    scale: float = Field(default=0.15, gt=0, le=1)
-    """Length of one edit, relative to the latent frame's own."""
+    scale: float = Field(default=0.6, gt=0, le=1)
+    """Length of one edit, relative to the latent frame's own; by default one edit is all there is."""
     trust_radius: float = Field(default=0.6, gt=0, le=1)
     """Most that the edits of a latent frame add up to in one window, in the same unit."""
-    window: tuple[Share, Share] = (0.6, 0.97)
+    window: tuple[Share, Share] = (0.6, 0.85)
     """Noise levels, lowest and highest, between which there is guidance."""
     views: int = Field(default=2, ge=1, le=32)
     """Looks at each face per step."""

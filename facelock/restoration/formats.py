@@ -6,6 +6,7 @@ from pathlib import Path
 
 from facelock.errors import ModelError
 from facelock.nets.compact_layout import compact_shape
+from facelock.weights import onnx_header
 from facelock.weights.onnx_header import header, inferred
 
 SIDE = 128
@@ -80,3 +81,8 @@ def require_restorer(path: Path) -> None:
         raise ModelError(
             f"{path}: not a restorer (inputs target and source, crops of {SIDE}). Give another file."
         )
+
+
+def require_width(path: Path, encoder: Path) -> None:
+    """Raise ``ModelError`` where the recogniser in the loop gives embeddings of another size than a restorer takes."""
+    onnx_header.require_width(path, header(path).inputs["source"][-1], encoder)

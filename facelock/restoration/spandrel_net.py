@@ -8,7 +8,7 @@ missing, or made for another torch, stops all of it. Files are read by :mod:`fac
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,21 +20,26 @@ from facelock.restoration.extra import cannot_import, not_installed
 from facelock.restoration.precision import dtype_of
 from facelock.weights.state_dicts import load_state_dict
 
+FRAMES = ("SR", "Restoration")
+"""Purposes, in spandrel's words, of what works on whole frames: enlarging them, or mending them at their size."""
+FACES = ("FaceSR",)
 
-def load_spandrel(path: str | Path, purpose: str) -> Any:
+
+def load_spandrel(path: str | Path, purposes: Sequence[str]) -> Any:
     """The network of a file as spandrel's ``ImageModelDescriptor``, on the CPU in float32.
 
-    ``purpose`` is ``"SR"`` for what enlarges frames, ``"FaceSR"`` for what restores faces. Raises
+    ``purposes`` are :data:`FRAMES` for what enlarges frames, :data:`FACES` for what restores faces. Raises
     ``EnvironmentFailure`` where spandrel or torchvision is missing or broken, ``ModelError`` for a file that is
     damaged, of an unknown architecture, or made for something else.
     """
     library = require_library()
     found = _described(library, Path(path))
-    if not isinstance(found, library.ImageModelDescriptor) or found.purpose != purpose:
+    if not isinstance(found, library.ImageModelDescriptor) or found.purpose not in purposes:
         other = getattr(found, "purpose", type(found).__name__)
         raise ModelError(
-            f"{path}: its purpose is {other}, not {purpose}. "
-            "Name upscalers (SR) as the upscaler and face restorers (FaceSR) as the restorer in [restore]."
+            f"{path}: its purpose is {other}, not {' or '.join(purposes)}. "
+            "Name networks for frames (SR, Restoration) as the upscaler and face restorers (FaceSR) as the restorer in "
+            "[restore]."
         )
     if (found.input_channels, found.output_channels) != (3, 3):
         raise ModelError(
@@ -73,7 +78,12 @@ def _registry(library: Any) -> Any:
 def require_library() -> Any:
     """spandrel, imported. Raises ``EnvironmentFailure`` where it or torchvision is missing or broken."""
     try:
-        return importlib.import_module("spandrel")
+        library = importlib.import_module("spandrel")
+        if not hasattr(
+            library, "ModelLoader"
+        ):  # a folder without the package, as an uninstallation may leave
+            raise ImportError("it is not whole", name="spandrel")
+        return library
     except ImportError as error:
         missing = (error.name or "torchvision").split(".")[0]
         found = cannot_import(first_line(error, 120)) if missing == "torchvision" else not_installed(missing)

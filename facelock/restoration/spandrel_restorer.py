@@ -15,7 +15,8 @@ from torch import Tensor
 
 from facelock.errors import DeviceError, ModelError
 from facelock.geometry import FFHQ512
-from facelock.restoration.spandrel_net import load_spandrel, placed, same_noise
+from facelock.restoration.spandrel_net import FACES, load_spandrel, placed, same_noise
+from facelock.restoration.tiles import out_of_memory
 from facelock.types import CropSpec
 
 Restore = Callable[[Any, Tensor, float], Tensor]
@@ -64,7 +65,7 @@ class SpandrelRestorer:
         ``batch`` is not used: spandrel's call takes one picture. Raises ``EnvironmentFailure`` without spandrel,
         ``ModelError`` for a file of another kind, ``ConfigError`` for a precision that does not work.
         """
-        net = load_spandrel(path, "FaceSR")
+        net = load_spandrel(path, FACES)
         if net.scale != 1:
             raise ModelError(f"{path}: enlarges faces {net.scale}×. Give a face restorer of scale 1.")
         self.path, self.encoder, self._net = Path(path), encoder, net
@@ -93,7 +94,8 @@ class SpandrelRestorer:
         try:
             with same_noise(self._device):
                 return self._call(self._net, crop.to(self._device, self._dtype), share).float()
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            error = out_of_memory(error)
             raise DeviceError(
                 f"{self.path}: {self._device} has too little memory to restore a face of 512 pixels. "
                 "Leave the restorer out of [restore], or choose another device."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from facelock.restoration.formats import require_scale
-from facelock.restoration.spandrel_net import load_spandrel, placed, same_noise
+from facelock.restoration.spandrel_net import FRAMES, load_spandrel, placed, same_noise
 from facelock.restoration.tiles import TiledFrames
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class SpandrelUpscaler:
         ``EnvironmentFailure`` without spandrel, ``ModelError`` for a file of another kind or scale, ``ConfigError``
         for a precision that the network or the device does not support.
         """
-        net = load_spandrel(path, "SR")
+        net = load_spandrel(path, FRAMES)
         require_scale(path, net.scale, scale)
         dtype = placed(net, path, precision, device)
         self.path, self.scale, self.descriptor = Path(path), scale, net

@@ -94,12 +94,12 @@ class TiledFrames:
         try:
             return self._frames(frames)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            short = _out_of_memory(error)
+            short = out_of_memory(error)
         self._halve(max(frames.shape[-2:]), short)
         try:
             return self._frames(frames)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            raise self._too_large(_out_of_memory(error)) from error
+            raise self._too_large(out_of_memory(error)) from error
 
     @torch.no_grad()
     def _frames(self, frames: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class TiledFrames:
         )
 
 
-def _out_of_memory(error: RuntimeError) -> RuntimeError:
+def out_of_memory(error: RuntimeError) -> RuntimeError:
     """``error`` if it says that memory ran out, without its traceback, which would hold on to all that lay in memory;
     raised again if it says anything else."""
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ logger = logging.getLogger(__name__)
 def set_attention(transformer: Any, name: str) -> None:
     """Compute attention with the backend ``name`` (:data:`facelock.tuning.options.ATTENTION`).
 
-    Raises :class:`EnvironmentFailure` when its package is not here, :class:`ConfigError` for a module without a choice.
+    Raises :class:`EnvironmentFailure` when its package is not here, :class:`ConfigError` for a module without a choice;
+    so does the module, when the backend cannot compute what it is given (a mask, a head size, a type).
     """
     if not hasattr(transformer, "set_attention_backend"):
         raise ConfigError(
@@ -42,6 +44,26 @@ def set_attention(transformer: Any, name: str) -> None:
         ) from error
     # diffusers also makes it the default of every other model in the process
     _AttentionBackendRegistry.set_active_backend(before)
+    if name != "native":
+        transformer.forward = _blamed(transformer.forward, name)
+
+
+def _blamed(forward: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """``forward``, whose errors but those of memory and device are the attention's that was chosen."""
+
+    @wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return forward(*args, **kwargs)
+        except (RuntimeError, ValueError) as error:
+            why = str(error).splitlines()[0].rstrip(". ") if str(error) else type(error).__name__
+            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in why or "CUDA" in why:
+                raise
+            raise ConfigError(
+                f"speed.attention = {name!r} cannot compute this blueprint ({why[:200]}). Choose native."
+            ) from error
+
+    return run
 
 
 def compile_blocks(transformer: Any, mode: str) -> None:

@@ -21,6 +21,10 @@ ATTENTION: Mapping[str, str] = {
     "xformers": "xformers",
 }
 """Name in a recipe → diffusers' name. Those that fetch kernels from a hub while running are left out."""
+GPU_ATTENTION = frozenset({"native_efficient", "native_cudnn", "flash", "flash_3", "sage", "xformers"})
+"""Of these, what has no code for a CPU (torch 2.13's own two say "no viable backend" there)."""
+HALF_ATTENTION = frozenset({"native_flash", "native_cudnn", "flash", "flash_3", "sage"})
+"""What computes in half precision only on a GPU."""
 COMPILE = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 """Modes of ``torch.compile``."""
 CACHES: Mapping[str, tuple[str, ...]] = {
@@ -153,4 +157,17 @@ def cache_misfit(cache: StepCache, *, control: bool, steps: int) -> ConfigError 
         )
     if steps < 2:
         return ConfigError("speed.cache: with one denoising step nothing can be reused. Remove it.")
+    return None
+
+
+def attention_misfit(name: str, *, gpu: bool, precision: str) -> ConfigError | None:
+    """Why the attention ``name`` cannot compute on such a device in such a ``precision``; None where it can."""
+    said = f"speed.attention = {name!r}"
+    if not gpu and name in GPU_ATTENTION:
+        there = ", ".join(other for other in ATTENTION if other not in GPU_ATTENTION)
+        return ConfigError(f"{said} needs a GPU. Give one of {there}, or --device cuda.")
+    if gpu and name in HALF_ATTENTION and precision == "float32":
+        return ConfigError(
+            f"{said} computes in half precision only. Give bfloat16 as blueprint.precision, or choose native."
+        )
     return None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from facelock.tuning import apply
-from facelock.tuning.options import Speed
+from facelock.tuning.options import HALF_ATTENTION, Speed
 from facelock.tuning.plan import Plan
 from facelock.tuning.step_cache import enable_step_cache
 
@@ -36,6 +36,8 @@ class Placement:
         """Why the transformer cannot work in another precision for a while; empty where it can."""
         if self.speed.quantise:
             return f"its weights are held in {self.speed.quantise}"
+        if self.device.type != "cpu" and self.speed.attention in HALF_ATTENTION:
+            return f"the attention {self.speed.attention} computes in half precision only"
         if self.plan.groups:
             return "the memory plan moves its weights in and out of the GPU"
         return ""

@@ -1,4 +1,4 @@
-"""From a GPU to the computer's memory: pixels cross while both sides work on.
+"""Between a GPU and the computer's memory: pixels cross as whole numbers, through pinned memory, beside other work.
 
 Pageable memory takes a hundred times as long as pinned memory, and a copy in the stream of everything else would wait
 behind the next chunk's denoising. So pixels are made and copied in a stream of their own, into pinned memory, and
@@ -20,6 +20,21 @@ Arrived = Callable[[], object]
 
 def _here() -> None:
     """Nothing to wait for."""
+
+
+def lifted(pixels: Tensor, device: torch.device | str) -> Tensor:
+    """(T, 3, H, W) uint8 or uint16 as a file holds them → float32 in [0, 1] on ``device``.
+
+    They become numbers with a fraction there: a quarter or half of the bytes crosses.
+    """
+    place = torch.device(device)
+    if place.type == "cuda":
+        pixels = pixels.pin_memory()
+    pixels = pixels.to(place, non_blocking=place.type == "cuda")
+    white = torch.full(
+        (), float(torch.iinfo(pixels.dtype).max), device=place
+    )  # a plain number is multiplied on a GPU
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(white)
 
 
 class Crossing:

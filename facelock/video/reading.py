@@ -142,12 +142,13 @@ def read_chunks(
 
     ``start`` is the index of the first frame to hand out. One chunk is in memory at a time. Colours are by the file's
     own matrix and range, exact; with ``usual`` they are what OpenCV's and PyAV's readers give, which differ by a level
-    or two: recognisers are usually fed those. ``raw`` frames are the bytes themselves, (T, 3, H, W) uint8, as views of
-    interleaved pictures. Raises ``InputError`` when the file cannot be decoded, or ends before the number of frames
-    that it says it has.
+    or two: recognisers are usually fed those. ``raw`` frames are whole numbers, as views of interleaved pictures:
+    (T, 3, H, W) uint8, or uint16 where the file has more bits and they are not ``usual``;
+    :func:`facelock.video.crossing.lifted` makes the others of them. Raises ``InputError`` when the file cannot be
+    decoded, or ends before the number of frames that it says it has.
     """
     held = list[Still]()
-    with closing(VideoReader(path, skip=start, usual=usual or raw, raw=raw)) as reader:
+    with closing(VideoReader(path, skip=start, usual=usual, raw=raw)) as reader:
         for still in reader:
             if still.pixels is not None:
                 held.append(still)
@@ -160,7 +161,7 @@ def read_chunks(
 
 def _chunk(stills: Sequence[Still], info: VideoInfo) -> Chunk:
     pictures = [still.pixels for still in stills if still.pixels is not None]
-    if pictures[0].dtype == torch.uint8:  # as they lie in memory: transposing bytes takes long
+    if not pictures[0].is_floating_point():  # as they lie in memory: transposing takes long
         pixels = torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
     else:
         pixels = torch.stack(pictures)
@@ -190,7 +191,7 @@ class VideoReader:
     ) -> None:
         """Frames before ``skip``, and where ``only`` is given all others, come without pixels.
 
-        ``usual`` and ``raw`` are explained at :func:`read_chunks`; ``raw`` asks for ``usual``.
+        ``usual`` and ``raw`` are explained at :func:`read_chunks`.
         """
         self.path, self._usual, self._bytes = Path(path), usual, raw
         wanted = None if only is None else sorted(only)

@@ -141,7 +141,15 @@ def pull_command(*names: str) -> str:
 def is_here(entry: Entry) -> bool:
     """Whether every file of ``entry`` is on this machine; says nothing of their content."""
     files = entry.digests()
-    return bool(files) and all(path.is_file() for path in files)
+    return bool(files) and all(is_present(path) for path in files)
+
+
+def is_present(path: Path) -> bool:
+    """Whether there is a file that can be looked at; one in a folder that may not be entered is not there."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _verified(entry: Entry) -> Path:

@@ -11,6 +11,7 @@ addresses: the sha256 decides in the end.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import json
@@ -233,10 +234,14 @@ def _disk(path: Path) -> Iterator[None]:
         raise cache_error(error, path) from error
 
 
+NO_FOLDER = (errno.ENOTDIR, errno.EEXIST)
+"""Something else lies where a folder should."""
+
+
 def cache_error(error: OSError, path: Path) -> StorageError:
     """What a failed write in the cache folder is raised as: the machine's fault, whatever it is."""
     found = storage_error(error, path)
-    if isinstance(found, StorageError):
+    if isinstance(found, StorageError) and error.errno not in NO_FOLDER:
         return found
     reason = error.strerror or str(error)
     return StorageError(

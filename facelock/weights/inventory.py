@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from facelock.errors import ModelError
-from facelock.weights import damaged, is_here, missing, sha256_file
+from facelock.weights import damaged, is_here, is_present, missing, sha256_file
 from facelock.weights.catalog import Catalog, Entry
 from facelock.weights.pull import find
 
@@ -112,7 +112,7 @@ def check(names: Sequence[str] = ()) -> tuple[Check, ...]:
 
 def _check(entry: Entry) -> Check:
     digests = entry.digests()
-    gone = [path for path in digests if not path.is_file()]
+    gone = [path for path in digests if not is_present(path)]
     if len(gone) == len(digests) and not entry.bundled:
         return Check(entry, "missing", entry.path)
     for path, sha256 in digests.items():

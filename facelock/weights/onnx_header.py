@@ -18,6 +18,8 @@ from typing import Any
 
 from facelock.errors import ModelError
 
+SIDE = 112
+"""Pixels of a recogniser's crop."""
 Shape = tuple[int | None, ...]
 """None: a dimension that the file leaves open."""
 
@@ -53,6 +55,32 @@ def _read(path: Path, stamp: tuple[int, int]) -> Header:
         _shapes(graph.output),
         tuple(graph.initializer[-1].dims) if graph.initializer else (),
     )
+
+
+def require_recogniser(path: Path) -> None:
+    """Raise ``ModelError`` unless ``path`` is a network of ArcFace's outside: a crop in, one row of numbers out."""
+    seen = header(path) if path.is_file() else None
+    if seen is None or [s[2:] for s in seen.inputs.values()] != [(SIDE, SIDE)] or len(seen.outputs) != 1:
+        raise ModelError(
+            f"{path}: no recogniser of crops of {SIDE} x {SIDE} pixels. Give an ArcFace ONNX file."
+        )
+
+
+def embedding_width(encoder: Path) -> int | None:
+    """Numbers of the embedding that a recogniser's file says it gives; None where it does not say."""
+    outputs = list(header(encoder).outputs.values()) if encoder.is_file() else []
+    return outputs[0][-1] if len(outputs) == 1 and len(outputs[0]) == 2 else None
+
+
+def require_width(path: Path, taken: int | None, encoder: Path) -> None:
+    """Raise ``ModelError`` where ``path`` takes embeddings of another size than the recogniser in the loop gives; of
+    sizes that no header says nothing is known."""
+    given = embedding_width(encoder)
+    if None not in (given, taken) and given != taken:
+        raise ModelError(
+            f"{path}: takes embeddings of {taken} numbers, but {encoder} gives {given}. "
+            "Name the recogniser that it was made for as faces.encoder."
+        )
 
 
 def inferred(path: Path, inputs: Mapping[str, Sequence[int]]) -> dict[str, Shape]:

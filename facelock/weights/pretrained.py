@@ -113,11 +113,11 @@ def _variant(folder: Path) -> str | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence remarks and progress bars of diffusers and transformers for a while."""
+    """Silence remarks and progress bars of diffusers and transformers for a while; what is wrong they also raise."""
     before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
     shown = transformers_logging.is_progress_bar_enabled()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():

@@ -31,6 +31,7 @@ from facelock.weights import (
     digest,
     is_here,
     is_own_file,
+    is_present,
     missing,
     require_commercial,
     sha256_file,
@@ -115,7 +116,7 @@ def first_damage(entry: Entry) -> Path | None:
     """The first file of ``entry`` that is missing or not the one the catalog knows; None when it is whole."""
     known = entry.digests()
     for path, sha256 in known.items():
-        if not path.is_file() or digest(path) != sha256:
+        if not is_present(path) or digest(path) != sha256:
             return path
     return None if known else entry.path
 
