@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import tiny_a2
 import torch
 import toys
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from test_backbones import CASES, one_sentence, rewrite, weights
 from tiny_wan import PROMPT
 from torch import Tensor
-from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model
+from transformers import AutoTokenizer
 
 from facelock.assets import asset_dir
 from facelock.blueprint import backbone_class
@@ -30,6 +31,7 @@ from facelock.tuning import Speed
 from facelock.tuning.placement import Placement
 from facelock.tuning.plan import Plan
 from facelock.weights import pretrained
+from facelock.weights.pretrained import load_part
 
 KINDS: dict[str, tuple[str, Callable[[Path], Any], dict[str, Any]]] = {
     name: (
@@ -218,14 +220,28 @@ def test_a_sentencepiece_vocabulary_alone_needs_its_package(
     """ConsisID is published with one."""
     folder = Path(shutil.copytree(case[1], tmp_path / "copy"))
     only_words(folder)
-    model = sentencepiece_model.ModelProto()
-    (folder / "tokenizer" / "spiece.model").write_bytes(model.SerializeToString())
+    (folder / "tokenizer" / "spiece.model").touch()
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     monkeypatch.setattr("facelock.weights.folders.find_spec", lambda name: None)
     with pytest.raises(
         EnvironmentFailure, match=r"sentencepiece, which is not installed. Give pip install sent"
     ):
         load(case, folder)
+
+
+def test_a_sentencepiece_vocabulary_alone_is_read(tmp_path: Path) -> None:
+    words = [f"{who} {does} in a {place}" for who in PROMPT.split() for does in ["talks", "smiles"]
+             for place in ["forest", "city", "studio", "office"]]  # fmt: skip
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words), model_prefix=str(folder / "spiece"), vocab_size=30, minloglevel=2,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+    )  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"}))
+    read = load_part(tmp_path, "tokenizer", AutoTokenizer.from_pretrained, "Pull it.")
+    ids = read("a forest").input_ids
+    assert ids[-1] == 1 and 2 not in ids and read.decode(ids[:-1]) == "a forest"
 
 
 # ---------------------------------------------------------------------- out of memory and NaN, network by network
