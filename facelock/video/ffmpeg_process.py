@@ -79,6 +79,17 @@ class FfmpegProcess:
         except (BrokenPipeError, ValueError):
             self._fail()
 
+    def offer(self, data: bytes | memoryview) -> bool:
+        """:meth:`feed`, but ``False`` where it has ended well already, since it needs no more."""
+        try:
+            self._stdin.write(data)
+        except BrokenPipeError:
+            with suppress(subprocess.TimeoutExpired):
+                if self._child.wait(10) == 0:
+                    return False
+            self._fail()
+        return True
+
     def finish(self, patience: float = PATIENCE) -> None:
         """Close the input and wait for a good end, ``patience`` seconds at most.
 

@@ -148,14 +148,17 @@ def _copy_audio(source: Path, path: Path, start: Fraction, clip: Path) -> None:
 
 
 def run_ffmpeg(stream: Any, target: Path, given: Iterable[bytes] = ()) -> None:
-    """Run an ffmpeg-python graph on what is ``given`` to its standard input; ``target`` is named in errors.
+    """Run an ffmpeg-python graph on what is ``given`` to its standard input, as far as it needs that.
+
+    Errors name the ``target``.
 
     Raises ``EncoderError``, ``StorageError``.
     """
     process = FfmpegProcess(stream, target)
     try:
         for piece in given:
-            process.feed(piece)
+            if not process.offer(piece):
+                break
         process.finish(SOUND_PATIENCE)
     except BaseException:
         process.kill()
