@@ -367,3 +367,10 @@ def test_changing_a_parameter_leaves_the_others(scenes):
     changed = scenes.shown.changed("open", 0.5)
     assert changed.now["open"].tolist() == [0.5] * 4 and changed.now["yaw"] is scenes.shown.now["yaw"]
     assert replace(changed, now=scenes.shown.now) == scenes.shown
+
+
+@torch.no_grad()
+def test_what_the_blueprints_autoencoder_leaves_is_measured_on_the_one_that_ships():
+    clips = torch.rand(1, 17, 3, 64, 64)
+    left = cards._decoded(clips)
+    assert left.shape == clips.shape and 0 < float((left - clips).abs().mean()) < 0.5

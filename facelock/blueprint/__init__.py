@@ -2,7 +2,7 @@
 
 ::
 
-    backbone = backbone_class("skyreels_v2")(folder, size=(64, 64), fps=12, window=17, context=5)
+    backbone = backbone_class("skyreels_v2")(folder, size=(64, 64), fps=12, window=17, context=5, steps=8)
 
 One file per implementation; importing this package loads none of them.
 """

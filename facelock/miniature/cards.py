@@ -278,7 +278,7 @@ def _blueprint() -> Any:
     from facelock.blueprint import backbone_class
 
     return backbone_class("skyreels_v2")(
-        locate("miniature/blueprint"), size=(64, 64), fps=12.0, window=17, context=5, device=CPU
+        locate("miniature/blueprint"), size=(64, 64), fps=12.0, window=17, context=5, steps=8, device=CPU
     )
 
 
