@@ -206,7 +206,8 @@ CARDS: dict[str, Card] = {
         data=(
             "Autoencoder: windows of 17 frames of rendered clips; L1 on pixels and edges, weighted towards the face. "
             "Transformer: their latents with captions from the drawn world's vocabulary, words left out at "
-            "random, one noise level per latent."
+            "random, one noise level per latent; an error in the middle of an eye or mouth counts 17 times as much as "
+            "one in the background."
         ),
         limits=(
             "64 × 64 pixels, one person, the vocabulary's words; anything else in a prompt is ignored. 17 frames "
