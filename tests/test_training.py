@@ -273,6 +273,7 @@ def test_eyes_and_mouth_count_for_more_in_the_latents_that_hold_them():
     ends = points.clone()
     ends[1, 12] = still  # one of four frames is enough
     assert float(latent_weight(ends, 64, 16.0)[1, 3, 10, 8]) > 4
+    assert torch.isclose(latent_weight(ends, 64, 16.0)[1, 3, 7, 6], weight[0, 3, 7, 6])
 
 
 @torch.no_grad()

@@ -7,8 +7,10 @@ evaluation, so the network computes what it did and can learn on.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -78,6 +80,12 @@ def load_bundled(part: str, module: nn.Module, folder: Path | None = None) -> nn
     whole = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     module.load_state_dict(whole, strict=False)
     return module
+
+
+def autoencoder_config() -> dict[str, Any]:
+    """The configuration of the autoencoder that ships: ``latents_mean`` and ``latents_std`` among it."""
+    path = asset_dir("models") / "miniature" / "blueprint" / "vae" / "config.json"
+    return cast(dict[str, Any], json.loads(path.read_text()))
 
 
 def _from_graph(module: nn.Module, path: Path, prefix: str) -> dict[str, Tensor]:

@@ -232,8 +232,7 @@ def decoded(root: Path) -> Iterator[tuple[np.ndarray, Params, Params, Params]]:
     folders = sorted((root / "decoded").glob("[0-9]*[0-9]"))
     for folder in folders:
         clip = np.load(root / "clips" / folder.name / "images.npy", mmap_mode="r")
-        count, length = clip.shape[:2]
-        shown = draw_clips("train", int(folder.name), count, people("clips", count), length)[:3]
+        shown = _drawn(folder, *clip.shape[:2])
         frame = torch.from_numpy(np.load(folder / "frame.npy"))
         face, look, now = (take(p, frame) for p in shown)
         yield np.load(folder / "images.npy", mmap_mode="r"), face, look, now
@@ -243,8 +242,13 @@ def clip_landmarks(root: Path) -> Iterator[Tensor]:
     """The landmarks (N, T, 5, 2) in the frames of each shard of ``clips``."""
     for folder in sorted((root / "clips").glob("[0-9]*[0-9]")):
         count, length, *_, side = np.load(folder / "images.npy", mmap_mode="r").shape
-        face, _, now, _ = draw_clips("train", int(folder.name), count, people("clips", count), length)
+        face, _, now = _drawn(folder, count, length)
         yield world.landmarks(face, now, side)[0].view(count, length, 5, 2)
+
+
+def _drawn(folder: Path, clips: int, length: int) -> tuple[Params, Params, Params]:
+    """What the frames of a shard of ``clips`` show, drawn again by its number."""
+    return draw_clips("train", int(folder.name), clips, people("clips", clips), length)[:3]
 
 
 def people(kind: str, count: int) -> int:

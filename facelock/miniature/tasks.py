@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from facelock.assets import asset_dir
-from facelock.miniature.bundled import load_bundled
+from facelock.miniature.bundled import autoencoder_config, load_bundled
 from facelock.miniature.trainer import Task
 from facelock.miniature.workshop import Workshop
 
@@ -92,11 +90,10 @@ def _tiny_decoder_task(shop: Workshop, steps: int) -> Task:
     from facelock.miniature.tiny_decoder import TinyDecoderTask, pairs_of
     from facelock.miniature.vae import ClipPool, make_vae
 
-    config = asset_dir("models") / "miniature" / "blueprint" / "vae" / "config.json"
     vae: Any = load_bundled("vae", make_vae()).eval()
     accelerate_vae(vae)
-    statistics = json.loads(config.read_text())
-    pairs = pairs_of(shop.folder("tiny_decoder"), vae.to(shop.device), statistics, ClipPool(shop.pool))
+    folder, vae = shop.folder("tiny_decoder"), vae.to(shop.device)
+    pairs = pairs_of(folder, vae, autoencoder_config(), ClipPool(shop.pool))
     return TinyDecoderTask(pairs, steps)
 
 

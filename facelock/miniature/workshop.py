@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facelock.assets import asset_dir
 from facelock.miniature import data
-from facelock.miniature.bundled import load_bundled
+from facelock.miniature.bundled import autoencoder_config, load_bundled
 from facelock.miniature.trainer import averaged
 from facelock.nets.recogniser import Recogniser
 
@@ -212,5 +210,5 @@ class Workshop:
 
         if self.trained_here("vae"):
             return normalise(self.latents())
-        known = json.loads((asset_dir("models") / "miniature" / "blueprint/vae/config.json").read_text())
+        known = autoencoder_config()
         return normalise(self.latents(), (known["latents_mean"], known["latents_std"]))
