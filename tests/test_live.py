@@ -32,7 +32,7 @@ def recogniser() -> Recogniser:
 
 
 def tiny_decoder() -> live.LiveTinyDecoder:
-    return live.LiveTinyDecoder(windows(), make_vae(), (torch.zeros(8), torch.ones(8)), 10, 2)
+    return live.LiveTinyDecoder(windows(), make_vae(), (torch.zeros(16), torch.ones(16)), 10, 2)
 
 
 TASKS = {
@@ -79,7 +79,7 @@ def test_the_same_seed_gives_the_same_batch(part):
 
 def test_windows_know_what_they_show(tmp_path):
     made = windows()
-    assert made.latents.shape == (3, 2, 8, 5, 16, 16) and made.frames.shape == (2, 17, 3, 64, 64)
+    assert made.latents.shape == (3, 2, 16, 5, 16, 16) and made.frames.shape == (2, 17, 3, 64, 64)
     assert len(made.captions) == 3 and all(text.startswith("a ") for text in made.captions)
     made.save(tmp_path)
     again = windows_of.Windows.load(tmp_path)
@@ -136,7 +136,7 @@ def test_the_aligner_is_asked_for_the_other_person_in_the_same_moment():
 
 def test_eyes_and_mouth_weigh_most():
     points = torch.tensor([[20.0, 24.0], [40.0, 24.0], [30.0, 34.0], [24.0, 44.0], [36.0, 44.0]])
-    weight = feature_weight(points, 64)[0]
+    weight = feature_weight(points, 64, 8.0)[0]
     assert float(weight[24, 20]) == pytest.approx(8, abs=1e-4) == float(weight[44, 30])
     assert float(weight[34, 30]) < 2 and float(weight[5, 5]) < 1e-3
 

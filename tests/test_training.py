@@ -17,9 +17,10 @@ from facelock.assets import asset_dir
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
 from facelock.errors import ConfigError
 from facelock.guidance import load_tiny_decoder
-from facelock.miniature import data, export, train
+from facelock.miniature import data, export, train, world
 from facelock.miniature.alignment import (
     CROP_TEMPLATE,
+    SIDE,
     AlignmentTask,
     IdentityReaderTask,
     MomentPool,
@@ -28,6 +29,7 @@ from facelock.miniature.alignment import (
     crop_labels,
     embedding,
     keep_motion,
+    moment_of,
     warp,
 )
 from facelock.miniature.bundled import load_bundled
@@ -40,8 +42,10 @@ from facelock.miniature.tiny_decoder import TinyDecoderTask, make_pairs, make_ti
 from facelock.miniature.trainer import Trainer, averaged, moved
 from facelock.miniature.upscaling import UpscalingTask
 from facelock.miniature.vae import (
+    FEATURES,
     ClipPool,
     VaeTask,
+    Watched,
     build_decoded,
     encode_clips,
     fit_round_trip,
@@ -85,7 +89,7 @@ def test_building_a_set_again_changes_nothing(pool):
 @cache
 def pairs(pool: Path) -> dict[str, torch.Tensor]:
     """Latents and frames of two windows, by an autoencoder that knows nothing."""
-    return make_pairs(untrained(), torch.zeros(8), torch.ones(8), ClipPool(pool), 2)
+    return make_pairs(untrained(), torch.zeros(16), torch.ones(16), ClipPool(pool), 2)
 
 
 def untrained() -> AutoencoderKLWan:
@@ -98,7 +102,7 @@ def untrained() -> AutoencoderKLWan:
 @torch.no_grad()
 def test_the_tiny_decoders_pairs_are_the_autoencoders(pool):
     made = pairs(pool)
-    assert made["latents"].shape == (2, 8, 5, 16, 16) and made["frames"].shape == (2, 17, 3, 64, 64)
+    assert made["latents"].shape == (2, 16, 5, 16, 16) and made["frames"].shape == (2, 17, 3, 64, 64)
     shown = untrained().decode(made["latents"][1:].float()).sample.transpose(1, 2) / 2 + 0.5
     assert float((shown.clamp(0, 1) - made["frames"][1:] / 255).abs().mean()) < 0.02
 
@@ -113,7 +117,7 @@ TASKS = {
     "aligner": lambda pool, _: AlignmentTask("aligner", pool, Recogniser(), 10, batch=2),
     "upscaler": lambda *_: UpscalingTask(10, count=2),
     "blueprint": lambda *_: DiffusionTask(
-        torch.randn(3, 2, 8, 5, 16, 16), ["a woman", "a man", ""], 10, batch=2
+        torch.randn(3, 2, 16, 5, 16, 16), ["a woman", "a man", ""], 10, batch=2
     ),
     "tiny_decoder": lambda pool, device: TinyDecoderTask(pairs(pool), 10),
 }
@@ -154,7 +158,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(pool, tmp_path):
 
 
 def test_training_goes_on_from_the_weights_that_ship(tmp_path, pool, monkeypatch):
-    vae = load_bundled("vae", make_vae())
+    vae = load_bundled("vae", Watched()).vae
     stored = AutoencoderKLWan.from_pretrained(asset_dir("models") / "miniature" / "blueprint" / "vae")
     for name, tensor in stored.state_dict().items():
         assert torch.equal(vae.state_dict()[name], tensor.float()), name
@@ -231,17 +235,40 @@ def test_references_of_the_aligner_are_of_the_right_person(pool):
         assert float((own - vector).abs().amax(1).min()) == 0
 
 
+def test_the_autoencoder_learns_stills_and_clips_that_eyes_and_mouth_rule(pool):
+    task = VaeTask(pool, 10)
+    for step, (clips, frames) in enumerate([(12, 1), (1, 17), (2, 9), (2, 9)]):
+        video, weight, noise, matrices, labels = task.draw(step, torch.Generator().manual_seed(step))
+        assert video.shape == (clips, 3, frames, 64, 64) and weight.shape == (clips, 1, frames, 64, 64)
+        assert noise.shape == (clips, 16, (frames - 1) // 4 + 1, 16, 16)
+        assert matrices.shape == (clips * frames, 2, 3) and labels.shape == (clips * frames, len(OUTPUTS))
+        assert float(weight.amax((2, 3, 4)).min()) > 1 + FEATURES / 2
+
+
+def test_what_cannot_be_read_off_its_frames_is_the_autoencoders_error_too(pool):
+    """Its reader sees the crops that it is told of, in the order of the frames, and teaches through the decoder."""
+    task = VaeTask(pool, 10)
+    video, _, _, matrices, labels = task.draw(1, torch.Generator().manual_seed(3))
+    seen = warp(video.transpose(1, 2).flatten(0, 1) / 2 + 0.5, matrices)
+    module = task.module.eval()
+    told = module.reader.standard(seen) - (labels - module.reader.mean) / module.reader.deviation
+    assert torch.allclose(module.read(video, matrices, labels), told, atol=1e-5)
+    shown = module.vae.decode(module.vae.encode(video).latent_dist.mean).sample
+    task._lost(module.read(shown, matrices, labels)).backward()
+    assert float(module.vae.encoder.conv_in.weight.grad.abs().max()) > 0
+
+
 def test_latents_and_sampling_have_the_blueprints_shapes(pool):
     vae = make_vae().eval()
     latents = encode_clips(vae, ClipPool(pool), (0, 8))
-    assert latents.shape == (3, 2, 8, 5, 16, 16)
+    assert latents.shape == (3, 2, 16, 5, 16, 16)
     unit, mean, deviation = normalise(latents)
     assert float(unit.mean().abs()) < 1e-3
-    assert len(mean) == len(deviation) == 8
+    assert len(mean) == len(deviation) == 16
     tokenizer = make_tokenizer()
     model = Blueprint(len(tokenizer)).eval()
-    drawn = sample(model, tokenizer, ["a woman"], steps=2, context=torch.zeros(1, 8, 2, 16, 16))
-    assert drawn.shape == (1, 8, 5, 16, 16)
+    drawn = sample(model, tokenizer, ["a woman"], steps=2, context=torch.zeros(1, 16, 2, 16, 16))
+    assert drawn.shape == (1, 16, 5, 16, 16)
     assert float(drawn[:, :, :2].abs().max()) == 0
 
 
@@ -249,7 +276,7 @@ def test_latents_are_normalised_as_those_that_ship_where_their_autoencoder_does(
     shop = Workshop(tmp_path)
     shop.folder("vae").mkdir(parents=True)
     save_file(
-        {"latents": 3 + 2 * torch.randn(3, 2, 8, 5, 16, 16)}, shop.folder("vae") / "latents.safetensors"
+        {"latents": 3 + 2 * torch.randn(3, 2, 16, 5, 16, 16)}, shop.folder("vae") / "latents.safetensors"
     )
     config = json.loads((asset_dir("models") / "miniature/blueprint/vae/config.json").read_text())
     _, mean, deviation = shop.normal_latents()
@@ -278,7 +305,7 @@ def test_eyes_and_mouth_count_for_more_in_the_latents_that_hold_them():
 
 @torch.no_grad()
 def test_the_blueprint_learns_by_the_weight_of_each_place():
-    latents = torch.randn(3, 2, 8, 5, 16, 16)
+    latents = torch.randn(3, 2, 16, 5, 16, 16)
     left = torch.zeros(3, 2, 5, 16, 16)
     left[..., :8] = 1
     tasks = [DiffusionTask(latents, ["a woman", "a man", ""], 10, 2, None, w) for w in (None, left, 1 - left)]
@@ -350,9 +377,8 @@ def test_embeddings_are_unit_vectors():
 def test_the_aligners_decoder_draws_what_the_world_renders(pool):
     """With true parameters and a true reading, only sampling blur and hair are left."""
     moments = MomentPool(pool)
-    images, points, labels, _ = moments.shards[0]
+    images, points, face, labels, _ = moments.shards[0]
     rows = labels["row"]
-    face, *_ = data.draw_frames("train", 0, len(images), data.people("frames", len(images)))
     matrices = data.fit_similarity(points[rows], CROP_TEMPLATE)
     crops = warp(torch.from_numpy(images[rows.numpy()].copy()).float() / 255, matrices)
     read = crop_labels({k: v for k, v in labels.items() if k != "row"}, matrices, images.shape[-1])
@@ -398,7 +424,7 @@ def test_a_trip_through_pixels_is_fitted_and_wears_the_context(pool):
     vae = make_vae().eval()
     latents, mean, deviation = normalise(encode_clips(vae, ClipPool(pool), (0, 8)))
     trip = fit_round_trip(vae, latents, mean, deviation, windows=3)
-    assert trip.shape == (2, 8, 73) and bool(torch.isfinite(trip).all())
+    assert trip.shape == (2, 16, 145) and bool(torch.isfinite(trip).all())
     task = DiffusionTask(latents, ["a woman", "a man", ""], 10, batch=2, trip=trip)
     x = latents[:2, 0]
     trips, still, noise = torch.tensor([0, 2]), torch.zeros(2), torch.randn(x.shape)
@@ -406,13 +432,13 @@ def test_a_trip_through_pixels_is_fitted_and_wears_the_context(pool):
     assert torch.equal(worn[0], x[0]) and torch.equal(worn[1, :, 2:], x[1, :, 2:])
     assert not torch.equal(worn[1, :, :2], x[1, :, :2])
     assert torch.allclose(task.worn(x, trips, torch.full((2,), 0.1), noise), worn + 0.1 * noise)
-    place = torch.zeros(1, 8, 4, 4)
+    place = torch.zeros(1, 16, 4, 4)
     place[0, 2, 1, 1] = 1
     around = neighbourhoods(place)
     assert (
-        around.shape == (1, 73, 16)
+        around.shape == (1, 145, 16)
         and float(around[0, 2 * 9 + 4, 5]) == 1
-        and bool((around[:, 72] == 1).all())
+        and bool((around[:, 144] == 1).all())
     )
 
 
@@ -422,8 +448,12 @@ def test_the_reader_compares_frames_of_the_same_clip(pool):
     kept = [OUTPUTS.index(name) for name in ("temperature", "beard", "glasses", "hair_r", "intensity")]
     moved = 0.0
     for seed in range(6):
-        crops, labels = moments.draw(8, torch.Generator().manual_seed(seed))
-        assert crops.shape == (8, 3, 128, 128)
+        crops, labels, faces = moments.draw(8, torch.Generator().manual_seed(seed))
+        assert crops.shape == (8, 3, 128, 128) and faces["jaw"].shape == (8,)
+        there = world.landmarks(faces, moment_of(labels), SIDE)[
+            0
+        ]  # a detector's jitter away from where a crop has them
+        assert float((there.mean(1) - CROP_TEMPLATE.mean(0)).abs().max()) < 12
         assert torch.allclose(labels[:4, kept], labels[4:, kept], atol=1e-5)
         moved += float((labels[:4] - labels[4:]).abs().mean())
     assert moved > 0
@@ -439,8 +469,9 @@ def test_a_reader_that_shrinks_motion_is_stretched(pool):
     draw = moments.draw_unseen
 
     def remembered(n, generator):
-        crops, reader.truth = draw(n, generator)
-        return crops, reader.truth
+        drawn = draw(n, generator)
+        reader.truth = drawn.labels
+        return drawn
 
     moments.draw_unseen = remembered
     reader.get_buffer("mean").fill_(0.3)
@@ -455,7 +486,7 @@ def test_the_tiny_decoder_survives_its_export(tmp_path):
     net = make_tiny_decoder().eval()
     export.export_tiny_decoder(net, tmp_path)
     again = load_tiny_decoder(tmp_path / "tiny_decoder.safetensors")
-    z = torch.randn(1, 8, 3, 16, 16)
+    z = torch.randn(1, 16, 3, 16, 16)
     assert again(z).shape == (1, 9, 3, 64, 64)
     assert float((again(z) - net(z)).abs().max()) < 0.02
 

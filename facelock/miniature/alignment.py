@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from facelock.miniature.model_aligner import (
     Reader,
     face_parameters,
 )
-from facelock.miniature.parameters import Params
+from facelock.miniature.parameters import IDENTITY, Params, take
 from facelock.miniature.recognition import Embed, arcface_crops, degrade
 from facelock.miniature.trainer import in_float32
 from facelock.nets.recogniser import Recogniser
@@ -102,8 +102,19 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
-Shard = tuple[np.ndarray, Tensor, Params, int]
-"""Pictures, landmarks, labels, and how many in a row are of one clip."""
+Shard = tuple[np.ndarray, Tensor, Params, Params, int]
+"""Pictures, landmarks, faces, labels, and how many in a row are of one clip."""
+
+
+class Moments(NamedTuple):
+    """Canonical crops, and what they show."""
+
+    crops: Tensor
+    """(n, 3, 128, 128) in [0, 1]."""
+    labels: Tensor
+    """(n, len(OUTPUTS))."""
+    faces: Params
+    """(n,) each."""
 
 
 class MomentPool:
@@ -119,19 +130,9 @@ class MomentPool:
             face, look, now, nobody = data.draw_frames("train", i, count, data.people("frames", count))
             keep = torch.nonzero(~nobody).flatten()
             self._add(s["images"], keep, face, look, now, size, 1)
-        for i, s in enumerate(data.shards("clips", root)):
-            count, frames = s["images"].shape[:2]
-            face, look, now, _ = data.draw_clips("train", i, count, data.people("clips", count), frames)
-            self._add(
-                s["images"].reshape(-1, *s["images"].shape[2:]),
-                torch.arange(count * frames),
-                face,
-                look,
-                now,
-                64,
-                frames,
-            )
-
+        for images, face, look, now in data.clips(root):
+            every = images.reshape(-1, *images.shape[2:])
+            self._add(every, torch.arange(len(every)), face, look, now, 64, images.shape[1])
         self.rendered = len(self.shards)
         for images, face, look, now in data.decoded(root):
             self._add(images, torch.arange(len(images)), face, look, now, 64, data.WINDOW)
@@ -144,10 +145,10 @@ class MomentPool:
         """Take pictures over; each ``run`` of them, one after the other, is of one clip."""
         points, _ = world.landmarks(face, now, size)
         labels = labels_of(look, now)
-        self.shards.append((images, points, {k: v[keep] for k, v in labels.items()} | {"row": keep}, run))
+        self.shards.append((images, points, face, take(labels, keep) | {"row": keep}, run))
 
-    def draw(self, n: int, generator: torch.Generator, *, decoded: bool = False) -> tuple[Tensor, Tensor]:
-        """Canonical crops (n, 3, 128, 128) with a detector's jitter, and their labels (n, len(OUTPUTS)).
+    def draw(self, n: int, generator: torch.Generator, *, decoded: bool = False) -> Moments:
+        """``n`` canonical crops with a detector's jitter.
 
         As rendered, or ``decoded``: as the autoencoder leaves them, where that set was built. The second half shows
         other frames of the clips of the first half, or the same picture again where it is of no clip.
@@ -155,12 +156,14 @@ class MomentPool:
         choice = self.shards[self.rendered :] if decoded else self.shards[: self.rendered]
         return self._crops(choice or self.shards, n, generator)
 
-    def draw_unseen(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw_unseen(self, n: int, generator: torch.Generator) -> Moments:
         """The same out of the pictures that :meth:`draw` leaves out."""
         return self._crops([self.unseen], n, generator)
 
-    def _crops(self, choice: list[Shard], n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        images, points, labels, run = choice[int(torch.randint(len(choice), (1,), generator=generator))]
+    def _crops(self, choice: list[Shard], n: int, generator: torch.Generator) -> Moments:
+        images, points, faces, labels, run = choice[
+            int(torch.randint(len(choice), (1,), generator=generator))
+        ]
         first = torch.randint(labels["row"].shape[0], (n // 2,), generator=generator)
         other = first // run * run + torch.randint(run, (n // 2,), generator=generator)
         pick = torch.cat([first, other])
@@ -169,7 +172,7 @@ class MomentPool:
         matrices = data.jitter(data.fit_similarity(points[rows], CROP_TEMPLATE), SIDE, generator)
         frames = torch.from_numpy(images[rows.numpy()]).float() / 255
         crops = warp(frames, matrices)
-        return crops, crop_labels({k: v[pick] for k, v in labels.items()}, matrices, size)
+        return Moments(crops, crop_labels(take(labels, pick), matrices, size), take(faces, rows))
 
 
 def labels_of(look: Params, now: Params) -> Params:
@@ -214,7 +217,7 @@ def crop_labels(labels: Params, matrices: Tensor, size: int) -> Tensor:
 
 
 LIGHT = ("light_x", "light_y", "ambient", "intensity", "temperature")
-DOUBLE = ("yaw", "pitch", "roll", "scale", "tx", "ty", "open", "blink", *LIGHT)
+DOUBLE = ("yaw", "pitch", "roll", "scale", "tx", "ty", "open", "smile", "blink", *LIGHT)
 """What counts double in the reader's loss: motion and flicker hang on it."""
 CHANGE = 2.0
 """Weight of the reader's error in what changes within a clip, beside its error in each frame."""
@@ -222,8 +225,10 @@ DECODED = 0.65
 """Share of the reader's batches that the autoencoder has compressed, which is what it meets in a clip."""
 
 
-PIXEL = 0.1
-"""Weight of a pixel of the crop that landmarks are off: errors that make up for each other count less."""
+PIXEL = 0.3
+"""Weight of a pixel of the crop that a reading puts landmarks off: errors that make up for each other count less."""
+IDENTITY_PIXEL = 0.1
+"""The same of a face's parameters."""
 
 
 def moment_of(values: Tensor) -> Params:
@@ -251,30 +256,30 @@ class ReaderTask:
 
     def __init__(self, root: Path, steps: int, batch: int = 64) -> None:
         self.pool = MomentPool(root)
-        sample = torch.cat([self.pool.draw(64, torch.Generator().manual_seed(i))[1] for i in range(16)])
+        sample = torch.cat([self.pool.draw(64, data.seeded(i)).labels for i in range(16)])
         self._build(steps, batch, sample)
 
     def _build(self, steps: int, batch: int, sample: Tensor) -> None:
         self.steps, self.batch = steps, batch
         torch.manual_seed(9)
         self.module: nn.Module = Reader().to(memory_format=torch.channels_last)
-        self.module.mean.copy_(sample.mean(0))  # type: ignore[operator, union-attr]
-        self.module.deviation.copy_(sample.std(0).clamp(min=1e-3))  # type: ignore[operator, union-attr]
+        self.module.standardise(sample)  # type: ignore[operator]
 
-    def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Crops (B, 3, 128, 128), often blurred, and what they show (B, len(OUTPUTS)); halves as the pool has them."""
+    def draw(self, step: int, generator: torch.Generator) -> tuple[Any, ...]:
+        """Crops (B, 3, 128, 128), often blurred, what they show (B, len(OUTPUTS)), and whose faces these are (V, B);
+        halves as the pool has them.
+        """
         decoded = bool(torch.rand(1, generator=generator) < DECODED)
-        x, labels = self.pool.draw(self.batch, generator, decoded=decoded)
+        x, labels, faces = self.pool.draw(self.batch, generator, decoded=decoded)
         if torch.rand(1, generator=generator) < (0.3 if decoded else 0.7):
             x = degrade(x, generator, 0.14)
-        return x, labels
+        return x, labels, torch.stack([faces[k] for k in IDENTITY])
 
     def loss(self, step: int, batch: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of the standardised labels, and of their change within a clip, which makes motion and flicker.
-
-        ``DOUBLE`` counts double. A batch that also tells the faces' parameters adds where their landmarks would go.
+        """Squared error of the standardised labels (``DOUBLE`` counts double), of their change within a clip, which
+        makes motion and flicker, and how far landmarks would be off.
         """
-        x, labels, face = batch if len(batch) == 3 else (*batch, None)
+        x, labels, faces = batch
         module: Any = self.module
         out = module.standard(x.contiguous(memory_format=torch.channels_last)).float()
         wrong = out - (labels - module.mean) / module.deviation
@@ -283,11 +288,10 @@ class ReaderTask:
         weight = torch.tensor([1.0 + (name in DOUBLE) for name in OUTPUTS], device=error.device)
         loss = ((error + CHANGE * change) * weight).mean()
         figures = {"pose": error[:6].mean(), "face": error[6:12].mean(), "change": change.mean()}
-        if face:
-            read = out * module.deviation + module.mean
-            figures["pixels"] = apart(face, face, moment_of(read), moment_of(labels))
-            loss = loss + PIXEL * figures["pixels"]
-        return loss, figures
+        face = dict(zip(IDENTITY, faces.float(), strict=True))
+        read = out * module.deviation + module.mean
+        figures["pixels"] = apart(face, face, moment_of(read), moment_of(labels))
+        return loss + PIXEL * figures["pixels"], figures
 
 
 STRETCHED = ("yaw", "pitch", "roll")
@@ -304,8 +308,8 @@ def keep_motion(reader: nn.Module, pool: MomentPool, batches: int = 40) -> dict[
     """
     drawn = [pool.draw_unseen(64, torch.Generator().manual_seed(i)) for i in range(batches)]
     reader.eval()
-    truth = torch.cat([change_in_clip(labels) for _, labels in drawn])
-    read = torch.cat([change_in_clip(reader(crops)) for crops, _ in drawn])
+    truth = torch.cat([change_in_clip(each.labels) for each in drawn])
+    read = torch.cat([change_in_clip(reader(each.crops)) for each in drawn])
     ratio = (truth.square().mean(0) / read.square().mean(0).clamp(min=1e-9)).sqrt().clamp(1, STRETCH_LIMIT)
     factors = {name: float(ratio[OUTPUTS.index(name)]) for name in STRETCHED}
     for name, factor in factors.items():
@@ -343,7 +347,7 @@ class IdentityReaderTask:
             "scale": torch.full_like(read[:, 0], 1.2)
         }
         pixels = apart(face_parameters(read), face_parameters(wanted), still, still)
-        return loss + PIXEL * pixels, {"loss": loss, "pixels": pixels}
+        return loss + IDENTITY_PIXEL * pixels, {"loss": loss, "pixels": pixels}
 
 
 class AlignmentTask:

@@ -23,7 +23,7 @@ from facelock.assets import asset_dir
 from facelock.errors import ConfigError
 
 FILES = {
-    "vae": {"": "blueprint/vae/diffusion_pytorch_model.safetensors"},
+    "vae": {"vae.": "blueprint/vae/diffusion_pytorch_model.safetensors"},
     "blueprint": {
         "text.": "blueprint/text_encoder/model.safetensors",
         "transformer.": "blueprint/transformer/diffusion_pytorch_model.safetensors",

@@ -180,7 +180,7 @@ CARDS: dict[str, Card] = {
         title="Tiny decoder, TAEHV's layout",
         parts=("tiny_decoder",),
         text=(
-            "`tiny_decoder.safetensors`: normalised latents of the blueprint (N, 8, F, 16, 16) to frames (N, 4F - "
+            "`tiny_decoder.safetensors`: normalised latents of the blueprint (N, 16, F, 16, 16) to frames (N, 4F - "
             "3, 3, 64, 64) in [0, 1], at a small part of the autoencoder's cost, for identity guidance "
             "(docs/guidance.md). The layout and the names of its tensors are those of TAEHV "
             "(github.com/madebyollin/taehv): memory blocks in three stages. Distilled from the blueprint's own "
@@ -194,7 +194,7 @@ CARDS: dict[str, Card] = {
         title="Blueprint: SkyReels-V2 diffusion forcing, miniature",
         parts=("vae", "blueprint"),
         text=(
-            "A diffusers folder: `AutoencoderKLWan` (×4 in space and time, 8 channels), "
+            "A diffusers folder: `AutoencoderKLWan` (×4 in space and time, 16 channels), "
             "`SkyReelsV2Transformer3DModel` (6 layers of 256, patches of 4 × 4 latents), `UMT5EncoderModel` (2 "
             "layers) with a word-level tokenizer, `UniPCMultistepScheduler` with flow shift 3. Trained by "
             "diffusion forcing (Chen et al. 2024, arXiv:2407.01392; SkyReels-V2, arXiv:2504.13074): one noise "

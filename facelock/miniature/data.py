@@ -227,6 +227,13 @@ def shards(kind: str, root: Path) -> Iterator[dict[str, np.ndarray]]:
         yield {f.stem: np.load(f, mmap_mode="r") for f in sorted(folder.glob("*.npy"))}
 
 
+def clips(root: Path) -> Iterator[tuple[np.ndarray, Params, Params, Params]]:
+    """Pictures (N, T, 3, 64, 64) of each ``clips`` shard; the face, look and moment (N · T,) of every frame."""
+    for folder in sorted((root / "clips").glob("[0-9]*[0-9]")):
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        yield images, *_drawn(folder, *images.shape[:2])
+
+
 def decoded(root: Path) -> Iterator[tuple[np.ndarray, Params, Params, Params]]:
     """Pictures (N, 3, 64, 64) of each ``decoded`` shard, and the face, look and moment that each one shows."""
     folders = sorted((root / "decoded").glob("[0-9]*[0-9]"))
@@ -240,10 +247,8 @@ def decoded(root: Path) -> Iterator[tuple[np.ndarray, Params, Params, Params]]:
 
 def clip_landmarks(root: Path) -> Iterator[Tensor]:
     """The landmarks (N, T, 5, 2) in the frames of each shard of ``clips``."""
-    for folder in sorted((root / "clips").glob("[0-9]*[0-9]")):
-        count, length, *_, side = np.load(folder / "images.npy", mmap_mode="r").shape
-        face, _, now = _drawn(folder, count, length)
-        yield world.landmarks(face, now, side)[0].view(count, length, 5, 2)
+    for images, face, _, now in clips(root):
+        yield world.landmarks(face, now, images.shape[-1])[0].view(*images.shape[:2], 5, 2)
 
 
 def _drawn(folder: Path, clips: int, length: int) -> tuple[Params, Params, Params]:

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from facelock.miniature.trainer import normal_numbers, seed_of
-from facelock.miniature.vae import neighbourhoods
+from facelock.miniature.vae import CHANNELS, neighbourhoods
 from facelock.miniature.vocabulary import vocabulary
 
-CHANNELS = 8
 SIDE = 16
 TEXT_DIM = 96
 TOKENS = 24
@@ -94,7 +93,7 @@ class Blueprint(nn.Module):
         return self.text(tokens, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
 
     def forward(self, x: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        """Latents (B, 8, L, 16, 16), noise levels (B, L) in [0, 1] → velocity of x's shape."""
+        """Latents (B, 16, L, 16, 16), noise levels (B, L) in [0, 1] → velocity of x's shape."""
         return self.transformer(
             hidden_states=x,
             timestep=sigma * 1000,
@@ -113,7 +112,7 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]) -> tupl
 
 
 class DiffusionTask:
-    """Trains the blueprint on precomputed, normalised latents (clips, windows, 8, 5, 16, 16) and captions."""
+    """Trains the blueprint on precomputed, normalised latents (clips, windows, 16, 5, 16, 16) and captions."""
 
     name = "blueprint"
     rate = 1e-3
@@ -219,7 +218,7 @@ def sample(
     guidance: float = 2.5,
     seed: int = 0,
 ) -> Tensor:
-    """Euler sampling of normalised latents (B, 8, length, 16, 16), for looking at while training."""
+    """Euler sampling of normalised latents (B, 16, length, 16, 16), for looking at while training."""
     n = len(prompts)
     text = model.encode(*tokenize(tokenizer, [*prompts, *[""] * n]))
     x = torch.randn(n, CHANNELS, length, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))

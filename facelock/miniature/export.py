@@ -199,7 +199,7 @@ def write_catalog(models: Path, figures: dict[str, dict[str, float]]) -> None:
         "tiny_decoder": (
             "tiny_decoder.safetensors",
             "latent preview",
-            "TAEHV: normalised latents (N,8,F,h,w) -> (N,4F-3,3,4h,4w) RGB 0..1",
+            "TAEHV: normalised latents (N,16,F,h,w) -> (N,4F-3,3,4h,4w) RGB 0..1",
         ),
     }
     text = "# Every weight FaceLock knows. Written by `python -m facelock.miniature export`; the licence is ours.\n"

@@ -39,7 +39,6 @@ from facelock.miniature.moments import (
     rendered,
     seeded,
     shown,
-    unpacked,
 )
 from facelock.miniature.parameters import (
     IDENTITY,
@@ -54,7 +53,7 @@ from facelock.miniature.recognition import SIZE, RecognitionTask, degrade
 from facelock.miniature.tiny_decoder import TinyDecoderTask, make_tiny_decoder
 from facelock.miniature.trainer import in_bfloat16, in_float32, moved, normal_numbers, seed_of
 from facelock.miniature.upscaling import UpscalingTask
-from facelock.miniature.vae import CHANNELS, VaeTask, box_weight, feature_weight
+from facelock.miniature.vae import FEATURES, VaeTask, box_weight, feature_weight, latents_shape, told
 from facelock.miniature.windows import Windows
 from facelock.nets.compact_sr import CompactSR
 from facelock.nets.recogniser import Recogniser
@@ -133,29 +132,38 @@ class LiveFaces:
 
 
 class LiveVae(Live, VaeTask):
-    """The autoencoder on clips rendered for every batch; eyes and mouth weigh most."""
+    """The autoencoder on clips rendered for every batch."""
 
     def __init__(self, steps: int, clips: int = 32) -> None:
-        self._build(steps)
         self.clips = clips
+        self._build(steps, torch.cat([self.draw(1, seeded(i))[4] for i in range(8)]))
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Any, ...]:
-        """Packed people (P, n) and moments (M, n · T), T, and a seed."""
+        """Packed people (P, n) and moments (M, n · T), T, the faces' crops, what the reader should say, a seed."""
         n, frames = (self.clips * 12, 1) if step % 3 == 0 else (self.clips, data.WINDOW)
         face, look, _, now, *_ = clips(n, frames, generator)
-        return packed(face | look, STILL), packed(now, MOVING), frames, seed_of(generator)
+        still, moving = packed(face | look, STILL), packed(now, MOVING)
+        every, shows, moments = shown(still, moving)
+        points = world.landmarks(every, moments, 64)[0]
+        return (
+            still,
+            moving,
+            frames,
+            *told(points, labels_of(shows, moments), 64, generator),
+            seed_of(generator),
+        )
 
     def show(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
         """The batch as the task of a rendered set draws it."""
-        still, moving, frames, seed = batch
+        still, moving, frames, matrices, labels, seed = batch
         n = still.shape[1]
         face, look, now = shown(still, moving)
         x = world.render(face, look, now, 64).view(n, frames, 3, 64, 64)
         points, boxes = world.landmarks(face, now, 64)
-        weight = box_weight(boxes, 64) + feature_weight(points, 64)
-        noise = normal_numbers(seed, x.device)((n, CHANNELS, (frames - 1) // 4 + 1, 16, 16))
+        weight = box_weight(boxes, 64) + feature_weight(points, 64, FEATURES)
+        noise = normal_numbers(seed, x.device)(latents_shape(n, frames, 64))
         weight = weight.view(n, frames, 1, 64, 64).transpose(1, 2)
-        return x.transpose(1, 2) * 2 - 1, weight, noise
+        return x.transpose(1, 2) * 2 - 1, weight, noise, matrices, labels
 
 
 class LiveReader(Live, ReaderTask):
@@ -194,7 +202,7 @@ class LiveReader(Live, ReaderTask):
         x = warp(self._frames(*what), matrices) if decoded else rendered(*what, matrices, SIDE)
         if blur:
             x = degraded(x, seed, 0.14)
-        return x, labels, unpacked(face, tuple(IDENTITY))
+        return x, labels, face
 
 
 class LiveIdentityReader(Live, IdentityReaderTask):
@@ -355,7 +363,7 @@ class LiveTinyDecoder(Live, TinyDecoderTask):
         self.module: nn.Module = make_tiny_decoder()
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Any, ...]:
-        """Latents (B, 8, 5, 16, 16) as the autoencoder gave them, boxes (B, 17, 4), how unfinished they are."""
+        """Latents (B, 16, 5, 16, 16) as the autoencoder gave them, boxes (B, 17, 4), how unfinished they are."""
         clip = torch.randint(len(self.windows.latents), (self.batch,), generator=generator)
         which = torch.randint(len(data.OFFSETS), (self.batch,), generator=generator)
         first = torch.tensor(data.OFFSETS)[which]

@@ -69,8 +69,23 @@ clips), glasses that the prompt asked for mostly more: a face that grows glasses
 OUTPUTS = (*MOMENT, *LOOK)
 
 
+EYES = (slice(34, 70), slice(20, 108))
+"""Rows and columns of the crop between which eyes and brows lie."""
+LIPS = (slice(76, 116), slice(36, 92))
+"""And the mouth."""
+
+
+def _near(width: int = 16) -> nn.Sequential:
+    """Reads a part of the crop pixel by pixel: an eighth of its size, 16 channels, flat."""
+    layers = [_down(3, width), _down(width, 2 * width), Residual(2 * width), _down(2 * width, 3 * width)]
+    return nn.Sequential(*layers, nn.Conv2d(3 * width, 16, 1), nn.PReLU(16), nn.Flatten())
+
+
 class Reader(nn.Module):
-    """(B, 3, 128, 128) crop in [0, 1] → (B, len(OUTPUTS)) values, de-standardised."""
+    """(B, 3, 128, 128) crop in [0, 1] → (B, len(OUTPUTS)) values, de-standardised.
+
+    All of the crop is looked at at half its size, eyes and mouth as they are.
+    """
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
@@ -85,16 +100,29 @@ class Reader(nn.Module):
             Residual(4 * w),
             nn.Conv2d(4 * w, 48, 1),
             nn.PReLU(48),
+            nn.Flatten(),
         )
+        self.eyes, self.lips = _near(), _near()
         self.head = nn.Sequential(
-            nn.Flatten(), nn.Linear(48 * 64, 192), nn.PReLU(192), nn.Linear(192, len(OUTPUTS))
+            nn.Linear(48 * 64 + 16 * 55 + 16 * 35, 192), nn.PReLU(192), nn.Linear(192, len(OUTPUTS))
         )
         self.register_buffer("mean", torch.zeros(len(OUTPUTS)))
         self.register_buffer("deviation", torch.ones(len(OUTPUTS)))
 
+    @torch.no_grad()
+    def standardise(self, labels: Tensor) -> None:
+        """Take the units of the values from a sample of labels (n, len(OUTPUTS))."""
+        self.get_buffer("mean").copy_(labels.mean(0))
+        self.get_buffer("deviation").copy_(labels.std(0).clamp(min=1e-3))
+
     def standard(self, crops: Tensor) -> Tensor:
         """Standardised values, what training compares."""
-        return self.head(self.features(F.avg_pool2d(crops, 2) * 2 - 1))
+        seen = [self.features(F.avg_pool2d(crops, 2) * 2 - 1)]
+        seen += [net(crops[..., rows, columns] * 2 - 1) for net, (rows, columns) in self._parts()]
+        return self.head(torch.cat(seen, 1))
+
+    def _parts(self) -> tuple[tuple[nn.Module, tuple[slice, slice]], ...]:
+        return ((self.eyes, EYES), (self.lips, LIPS))
 
     def forward(self, crops: Tensor) -> Tensor:
         """Values in the renderer's own units."""

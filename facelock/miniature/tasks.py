@@ -86,12 +86,10 @@ def _live_task(part: str, shop: Workshop, steps: int) -> Task:
 
 def _tiny_decoder_task(shop: Workshop, steps: int) -> Task:
     """Taught by the blueprint's autoencoder as it ships: guidance works on that one's latents."""
-    from facelock.blueprint.wan_vae_cpu import accelerate_vae
     from facelock.miniature.tiny_decoder import TinyDecoderTask, pairs_of
-    from facelock.miniature.vae import ClipPool, make_vae
+    from facelock.miniature.vae import ClipPool, Watched
 
-    vae: Any = load_bundled("vae", make_vae()).eval()
-    accelerate_vae(vae)
+    vae: Any = load_bundled("vae", Watched()).eval().vae
     folder, vae = shop.folder("tiny_decoder"), vae.to(shop.device)
     pairs = pairs_of(folder, vae, autoencoder_config(), ClipPool(shop.pool))
     return TinyDecoderTask(pairs, steps)

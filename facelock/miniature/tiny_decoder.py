@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from facelock.miniature import data
-from facelock.miniature.vae import ClipPool, box_weight
+from facelock.miniature.vae import CHANNELS, ClipPool, box_weight
 from facelock.nets.taehv import TinyDecoder
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ PAIRS = 320
 """Windows of 17 frames that are encoded and decoded once."""
 BATCH = 2
 SHAPE = {
-    "channels": 8,
+    "channels": CHANNELS,
     "widths": (40, 32, 32, 32),
     "growth": (1, 2, 2),
     "enlarge": (False, False, True),
@@ -41,19 +41,19 @@ def make_tiny_decoder() -> TinyDecoder:
 def make_pairs(
     vae: nn.Module, mean: Tensor, deviation: Tensor, pool: ClipPool, count: int = PAIRS
 ) -> dict[str, Tensor]:
-    """``latents`` (N, 8, 5, 16, 16) half, normalised; ``frames`` (N, 17, 3, 64, 64) bytes; ``boxes`` (N, 17, 4)."""
+    """``latents`` (N, 16, 5, 16, 16) half, normalised; ``frames`` (N, 17, 3, 64, 64) bytes; ``boxes`` (N, 17, 4)."""
     columns: dict[str, list[Tensor]] = {"latents": [], "frames": [], "boxes": []}
     g, device = data.seeded(61), next(vae.parameters()).device
     shift, scale = mean.view(1, -1, 1, 1, 1).to(device), deviation.view(1, -1, 1, 1, 1).to(device)
     for done in range(0, count, 4):
-        x, boxes = pool.draw(min(4, count - done), data.WINDOW, g)
-        video = (x.transpose(1, 2) * 2 - 1).to(device)
+        clips = pool.draw(min(4, count - done), data.WINDOW, g)
+        video = (clips.frames.transpose(1, 2) * 2 - 1).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             z = (vae.encode(video).latent_dist.mean.float() - shift) / scale
             z = unfinished(z, g)
             shown = vae.decode(z * scale + shift).sample.float()
         frames = ((shown.transpose(1, 2) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
-        for name, part in (("latents", z.half()), ("frames", frames), ("boxes", boxes)):
+        for name, part in (("latents", z.half()), ("frames", frames), ("boxes", clips.boxes)):
             columns[name].append(part.cpu())
         if done % 80 == 0:
             log.info("pairs %d of %d", done, count)
@@ -82,7 +82,7 @@ class TinyDecoderTask:
         self.module: nn.Module = make_tiny_decoder()
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents (B, 8, 5, 16, 16), frames wanted (B, 17, 3, 64, 64) in [0, 1], their weights (B, 17, 1, 64, 64)."""
+        """Latents (B, 16, 5, 16, 16), frames wanted (B, 17, 3, 64, 64) in [0, 1], their weights (B, 17, 1, 64, 64)."""
         i = torch.randint(len(self.pairs["latents"]), (BATCH,), generator=generator)
         frames = self.pairs["frames"][i].float() / 255
         weight = box_weight(self.pairs["boxes"][i].float(), frames.shape[-1])

@@ -183,6 +183,8 @@ def train(
     task, origin = make_task(part, shop, steps or planned), list[Any]()
     if bundled:
         load_bundled(part, task.module)
+        if part == "vae":
+            load_bundled("reader", task.module.reader)
         task.rate, origin = task.rate / 2, trained(asset_dir("models")).get(part, [])
     Trainer(task, shop.folder(part), device=shop.device, seed=seed, origin=origin, seconds=seconds).run()
 

@@ -30,7 +30,7 @@ SIDE = 64
 class Windows:
     """Clips as the autoencoder has them: latents of both windows of each, and the frames it leaves of one of them.
 
-    ``latents`` (C, 2, 8, 5, 16, 16) half, not normalised; ``frames`` (D, 17, 3, 64, 64) bytes of the first D clips,
+    ``latents`` (C, 2, 16, 5, 16, 16) half, not normalised; ``frames`` (D, 17, 3, 64, 64) bytes of the first D clips,
     with a little noise on their latents; ``first`` (C,) their window's first frame; ``still`` (P, C) and ``moving``
     (M, C, 25) what the clips show; ``captions`` of all C.
     """

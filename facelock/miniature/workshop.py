@@ -155,11 +155,9 @@ class Workshop:
 
     def vae(self) -> nn.Module:
         """The trained autoencoder, or the one that ships, accelerated."""
-        from facelock.blueprint.wan_vae_cpu import accelerate_vae
-        from facelock.miniature.vae import make_vae
+        from facelock.miniature.vae import Watched
 
-        vae = self.latest("vae", make_vae())
-        accelerate_vae(vae)  # type: ignore[arg-type]
+        vae: nn.Module = self.latest("vae", Watched()).vae  # type: ignore[assignment]
         return vae.to(self.device)
 
     def windows(self, *, frames: bool = True) -> Any:
