@@ -169,7 +169,7 @@ class VaeTask:
         self.steps = steps
         self.module: nn.Module = Watched()
         self.module.reader.standardise(sample)  # type: ignore[operator, union-attr]
-        self.told = torch.tensor([TOLD.get(name, 0.3) for name in OUTPUTS])
+        self.counts = torch.tensor([TOLD.get(name, 0.3) for name in OUTPUTS])
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Any, ...]:
         """Video (B, 3, T, 64, 64) in [-1, 1], weights of its pixels (B, 1, T, 64, 64), noise of its latents; how faces
@@ -178,12 +178,10 @@ class VaeTask:
         clips, length = WINDOWS[step % len(WINDOWS)]
         shown = self.pool.draw(clips, length, generator)
         side = shown.frames.shape[-1]
-        weight = (box_weight(shown.boxes, side) + feature_weight(shown.points, side, FEATURES)).transpose(
-            1, 2
-        )
+        weight = box_weight(shown.boxes, side) + feature_weight(shown.points, side, FEATURES)
         noise = torch.randn(latents_shape(clips, length, side), generator=generator)
         matrices, labels = told(shown.points.flatten(0, 1), shown.labels, side, generator)
-        return shown.frames.transpose(1, 2) * 2 - 1, weight, noise, matrices, labels
+        return shown.frames.transpose(1, 2) * 2 - 1, weight.transpose(1, 2), noise, matrices, labels
 
     def loss(self, step: int, batch: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         """Face-weighted L1 on pixels and edges, what cannot be read any more, and a light pull of the latents toward a
@@ -214,8 +212,8 @@ class VaeTask:
 
     def _lost(self, wrong: Tensor) -> Tensor:
         """Mean square of the reader's errors (n, len(OUTPUTS)), as they count."""
-        told = self.told.to(wrong.device)
-        return (wrong.clamp(-4, 4).square().mean(0) * told).sum() / told.sum()
+        counts = self.counts.to(wrong.device)
+        return (wrong.clamp(-4, 4).square().mean(0) * counts).sum() / counts.sum()
 
 
 def latents_shape(clips: int, frames: int, side: int) -> tuple[int, ...]:
