@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from facelock.assembly import Assembly
 from facelock.bench import guidance as bench
+from facelock.bench.renders import act, wanted
 from facelock.blueprint.skyreels_v2 import SkyReelsV2
 from facelock.blueprint.x0_edit import edited_velocity, guided, steered
 from facelock.errors import ConfigError, InputError, ModelError
@@ -30,6 +31,8 @@ from facelock.guidance.embedder import OnnxModule
 from facelock.guidance.identity import region
 from facelock.guidance.views import composed, draw_views
 from facelock.job import Job
+from facelock.miniature.bundled import autoencoder_config, load_bundled
+from facelock.miniature.vae import Watched
 from facelock.nets.taehv import TinyDecoder
 from facelock.pipeline import Pipeline
 from facelock.protocols import Guide
@@ -328,8 +331,17 @@ def test_what_is_no_tiny_decoder_is_refused(tmp_path):
 
 def test_the_bundled_tiny_decoder_shows_what_the_autoencoder_shows():
     decoder = load_tiny_decoder(locate("miniature/tiny_decoder"))
-    assert (decoder.channels, decoder.time, decoder.space) == (8, 4, 4)
+    assert (decoder.channels, decoder.time, decoder.space) == (16, 4, 4)
     assert locate("miniature/tiny_decoder").stat().st_size < 2**20
+    vae, config = load_bundled("vae", Watched()).eval().vae, autoencoder_config()
+    shift, scale = (torch.tensor(config[k]).view(1, -1, 1, 1, 1) for k in ("latents_mean", "latents_std"))
+    clip = act(wanted(1, 3), "heldout", 17, 3).render(slice(None))
+    with torch.no_grad():
+        z = vae.encode(clip.transpose(1, 2) * 2 - 1).latent_dist.mean
+        truth = (vae.decode(z).sample / 2 + 0.5).clamp(0, 1).transpose(1, 2)
+        shown, other = decoder((z - shift) / scale), decoder(torch.zeros_like(z))
+    assert float((shown - truth).abs().mean()) < 0.05
+    assert float((other - truth).abs().mean()) > 0.1
 
 
 # ------------------------------------------------------------------ the guide

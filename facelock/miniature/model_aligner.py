@@ -117,12 +117,12 @@ class Reader(nn.Module):
 
     def standard(self, crops: Tensor) -> Tensor:
         """Standardised values, what training compares."""
-        seen = [self.features(F.avg_pool2d(crops, 2) * 2 - 1)]
-        seen += [net(crops[..., rows, columns] * 2 - 1) for net, (rows, columns) in self._parts()]
-        return self.head(torch.cat(seen, 1))
-
-    def _parts(self) -> tuple[tuple[nn.Module, tuple[slice, slice]], ...]:
-        return ((self.eyes, EYES), (self.lips, LIPS))
+        x = crops * 2 - 1
+        whole = self.features(
+            F.avg_pool2d(x, 2)
+        )  # first, as it is defined: exporters number what they fold in order
+        near = [self.eyes(x[..., EYES[0], EYES[1]]), self.lips(x[..., LIPS[0], LIPS[1]])]
+        return self.head(torch.cat([whole, *near], 1))
 
     def forward(self, crops: Tensor) -> Tensor:
         """Values in the renderer's own units."""
