@@ -25,6 +25,7 @@ from facelock.miniature.model_aligner import (
     Reader,
     face_parameters,
 )
+from facelock.miniature.moments import packed, unpacked
 from facelock.miniature.parameters import IDENTITY, Params, take
 from facelock.miniature.recognition import Embed, arcface_crops, degrade
 from facelock.miniature.trainer import in_float32
@@ -169,10 +170,9 @@ class MomentPool:
         pick = torch.cat([first, other])
         rows = labels["row"][pick]
         size = images.shape[-1]
-        matrices = data.jitter(data.fit_similarity(points[rows], CROP_TEMPLATE), SIDE, generator)
+        matrices, told = detected(points[rows], take(labels, pick), size, generator)
         frames = torch.from_numpy(images[rows.numpy()]).float() / 255
-        crops = warp(frames, matrices)
-        return Moments(crops, crop_labels(take(labels, pick), matrices, size), take(faces, rows))
+        return Moments(warp(frames, matrices), told, take(faces, rows))
 
 
 def labels_of(look: Params, now: Params) -> Params:
@@ -214,6 +214,12 @@ def crop_labels(labels: Params, matrices: Tensor, size: int) -> Tensor:
     out["light_x"] = labels["light_x"] * angle.cos() + labels["light_y"] * angle.sin()
     out["light_y"] = labels["light_y"] * angle.cos() - labels["light_x"] * angle.sin()
     return torch.stack([out[k] for k in OUTPUTS], 1)
+
+
+def detected(points: Tensor, labels: Params, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A detector's crops of frames (n, 2, 3) by their landmarks (n, 5, 2), and what they show (n, len(OUTPUTS))."""
+    matrices = data.jitter(data.fit_similarity(points, CROP_TEMPLATE), SIDE, generator)
+    return matrices, crop_labels(labels, matrices, size)
 
 
 LIGHT = ("light_x", "light_y", "ambient", "intensity", "temperature")
@@ -273,7 +279,7 @@ class ReaderTask:
         x, labels, faces = self.pool.draw(self.batch, generator, decoded=decoded)
         if torch.rand(1, generator=generator) < (0.3 if decoded else 0.7):
             x = degrade(x, generator, 0.14)
-        return x, labels, torch.stack([faces[k] for k in IDENTITY])
+        return x, labels, packed(faces, tuple(IDENTITY))
 
     def loss(self, step: int, batch: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of the standardised labels (``DOUBLE`` counts double), of their change within a clip, which
@@ -288,7 +294,7 @@ class ReaderTask:
         weight = torch.tensor([1.0 + (name in DOUBLE) for name in OUTPUTS], device=error.device)
         loss = ((error + CHANGE * change) * weight).mean()
         figures = {"pose": error[:6].mean(), "face": error[6:12].mean(), "change": change.mean()}
-        face = dict(zip(IDENTITY, faces.float(), strict=True))
+        face = unpacked(faces.float(), tuple(IDENTITY))
         read = out * module.deviation + module.mean
         figures["pixels"] = apart(face, face, moment_of(read), moment_of(labels))
         return loss + PIXEL * figures["pixels"], figures

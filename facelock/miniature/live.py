@@ -22,7 +22,7 @@ from facelock.miniature.alignment import (
     AlignmentTask,
     IdentityReaderTask,
     ReaderTask,
-    crop_labels,
+    detected,
     embedding,
     labels_of,
     warp,
@@ -53,7 +53,7 @@ from facelock.miniature.recognition import SIZE, RecognitionTask, degrade
 from facelock.miniature.tiny_decoder import TinyDecoderTask, make_tiny_decoder
 from facelock.miniature.trainer import in_bfloat16, in_float32, moved, normal_numbers, seed_of
 from facelock.miniature.upscaling import UpscalingTask
-from facelock.miniature.vae import FEATURES, VaeTask, box_weight, feature_weight, latents_shape, told
+from facelock.miniature.vae import FEATURES, VaeTask, box_weight, feature_weight, latents_shape
 from facelock.miniature.windows import Windows
 from facelock.nets.compact_sr import CompactSR
 from facelock.nets.recogniser import Recogniser
@@ -149,7 +149,7 @@ class LiveVae(Live, VaeTask):
             still,
             moving,
             frames,
-            *told(points, labels_of(shows, moments), 64, generator),
+            *detected(points, labels_of(shows, moments), 64, generator),
             seed_of(generator),
         )
 
@@ -190,9 +190,8 @@ class LiveReader(Live, ReaderTask):
             face, look = concat([face, face]), concat([look, look])
             what = (packed(face | look, STILL), packed(now, MOVING))
         size = 64 if decoded else FRAME
-        matrices = data.fit_similarity(world.landmarks(face, now, size)[0], CROP_TEMPLATE)
-        matrices = data.jitter(matrices, SIDE, generator)
-        labels = crop_labels(labels_of(look, now), matrices, size)
+        points = world.landmarks(face, now, size)[0]
+        matrices, labels = detected(points, labels_of(look, now), size, generator)
         blur = float(torch.rand(1, generator=generator)) < (0.3 if decoded else 0.7)
         return decoded, what, packed(face, tuple(IDENTITY)), matrices, labels, blur, seed_of(generator)
 

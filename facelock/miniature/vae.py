@@ -17,8 +17,8 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
-from facelock.miniature import data
-from facelock.miniature.alignment import CROP_TEMPLATE, SIDE, crop_labels, labels_of, warp
+from facelock.miniature import data, world
+from facelock.miniature.alignment import detected, labels_of, warp
 from facelock.miniature.model_aligner import OUTPUTS, Reader
 from facelock.miniature.parameters import Params, take
 from facelock.miniature.trainer import in_float32
@@ -76,8 +76,11 @@ class ClipPool:
         self.shards = list(data.shards("clips", root))
         if not self.shards:
             raise FileNotFoundError(f"no rendered clips under {root}")
-        self.points = list(data.clip_landmarks(root))
-        self.labels = [labels_of(look, now) for _, _, look, now in data.clips(root)]
+        self.points, self.labels = list[Tensor](), list[Params]()
+        for images, face, look, now in data.clips(root):
+            points = world.landmarks(face, now, images.shape[-1])[0]
+            self.points.append(points.view(*images.shape[:2], 5, 2))
+            self.labels.append(labels_of(look, now))
 
     def draw(self, n: int, frames: int, generator: torch.Generator) -> Shown:
         """``n`` windows of ``frames`` frames each."""
@@ -180,7 +183,7 @@ class VaeTask:
         side = shown.frames.shape[-1]
         weight = box_weight(shown.boxes, side) + feature_weight(shown.points, side, FEATURES)
         noise = torch.randn(latents_shape(clips, length, side), generator=generator)
-        matrices, labels = told(shown.points.flatten(0, 1), shown.labels, side, generator)
+        matrices, labels = detected(shown.points.flatten(0, 1), shown.labels, side, generator)
         return shown.frames.transpose(1, 2) * 2 - 1, weight.transpose(1, 2), noise, matrices, labels
 
     def loss(self, step: int, batch: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -219,12 +222,6 @@ class VaeTask:
 def latents_shape(clips: int, frames: int, side: int) -> tuple[int, ...]:
     """Of the latents of ``clips`` windows of ``frames`` frames."""
     return clips, CHANNELS, (frames - 1) // 4 + 1, side // 4, side // 4
-
-
-def told(points: Tensor, labels: Params, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A detector's crops of frames (n, 2, 3) by their landmarks (n, 5, 2), and what they show (n, len(OUTPUTS))."""
-    matrices = data.jitter(data.fit_similarity(points, CROP_TEMPLATE), SIDE, generator)
-    return matrices, crop_labels(labels, matrices, side)
 
 
 def _device(vae: nn.Module) -> torch.device:
