@@ -327,6 +327,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch) -> Oracle:
     monkeypatch.setattr(cast, "identity", lambda who, parts: toys.identity(who.name))
     monkeypatch.setattr(blueprint_clips, "_reference", lambda device: toys.identity())
     monkeypatch.setattr(blueprint_clips, "DECODED", 2)
+    monkeypatch.setattr(blueprint_clips, "ACTED", 2)
     monkeypatch.setattr(blueprint_clips, "PLAIN", 2)
     return parts.backbone
 

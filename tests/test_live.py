@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from facelock.miniature import data, live, moments, train, world
 from facelock.miniature import windows as windows_of
 from facelock.miniature.alignment import CROP_TEMPLATE, warp
+from facelock.miniature.diffusion import DiffusionTask
 from facelock.miniature.model_aligner import OUTPUTS, face_parameters
 from facelock.miniature.parameters import IDENTITY, identity_vector, sample_nuisance
 from facelock.miniature.trainer import Trainer, averaged, moved
@@ -23,7 +25,9 @@ from facelock.nets.recogniser import Recogniser
 @cache
 def windows() -> windows_of.Windows:
     torch.manual_seed(0)
-    return windows_of.make_windows(make_vae().eval(), 3, 2, "cpu", batch=2)
+    vae = make_vae().eval()
+    made = windows_of.make_windows(vae, 3, "cpu", batch=2)
+    return replace(made, frames=windows_of.decoded(vae, made, 2, "cpu", batch=1))
 
 
 def recogniser() -> Recogniser:
@@ -66,6 +70,20 @@ def test_a_batch_is_made_where_the_network_is(part, monkeypatch):
         assert loss.device.type == "meta" and all(f.device.type == "meta" for f in figures.values())
 
 
+@pytest.mark.parametrize("step", [0, 3])
+def test_the_blueprint_learns_where_its_latents_lie(step, monkeypatch):
+    made = windows()
+    latents, weights = made.latents.to("meta"), torch.ones(3, 2, 5, 16, 16, device="meta")
+    task = DiffusionTask(latents, made.captions, 10, 4, torch.zeros(2, 16, 145), weights)
+    task.module.to("meta")
+    # transformers asks a mask for its value, which no tensor here has
+    monkeypatch.setattr(
+        task.module, "encode", lambda ids, mask: (ids * mask).unsqueeze(-1).expand(-1, -1, 96).float()
+    )
+    loss, figures = task.loss(step, moved(task.draw(step, seeded(step)), "meta"))
+    assert loss.device.type == "meta" and {*figures} == {"loss", "plain"}
+
+
 @pytest.mark.parametrize("part", ["recogniser", "vae", "reader", "identity_reader", "aligner", "detector"])
 def test_the_same_seed_gives_the_same_batch(part):
     def shown(seed: int) -> tuple[torch.Tensor, ...]:
@@ -82,6 +100,7 @@ def test_windows_know_what_they_show(tmp_path):
     assert made.latents.shape == (3, 2, 16, 5, 16, 16) and made.frames.shape == (2, 17, 3, 64, 64)
     assert len(made.captions) == 3 and all(text.startswith("a ") for text in made.captions)
     made.save(tmp_path)
+    made.save_frames(tmp_path)
     again = windows_of.Windows.load(tmp_path)
     assert torch.equal(again.frames, made.frames) and again.captions == made.captions
     assert windows_of.Windows.load(tmp_path, frames=False).frames.numel() == 0

@@ -199,8 +199,8 @@ def test_weights_of_any_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         (("size = [64, 64]", "size = [64, 4096]"), "latents along one axis. Give at most"),
         (("context = 5", "context = 6"), "context = 6. Give n * 4 + 1 frames"),
-        (("steps = 8", "steps = 8\ncontext_noise = 0.1"), "context_noise = 0.1. Give between 0 and 0.06"),
-        (("steps = 8", "steps = 8\nregions = 3\nregion_width = 16"), "regions of 4 latents leave gaps"),
+        (("steps = 6", "steps = 6\ncontext_noise = 0.1"), "context_noise = 0.1. Give between 0 and 0.06"),
+        (("steps = 6", "steps = 6\nregions = 3\nregion_width = 16"), "regions of 4 latents leave gaps"),
         (('kind = "skyreels_v2"', 'kind = "helios"'), "holds a SkyReelsV2DiffusionForcingPipeline, not a Helios"),
         (('model = "miniature/blueprint"', 'model = "miniature/judge"'), "has no model_index.json"),
         (('restorer = "miniature/restorer"', 'restorer = "miniature/upscaler"'), "not a restorer (inputs target"),

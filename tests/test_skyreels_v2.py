@@ -139,6 +139,48 @@ def test_other_variants_equal_the_published_pipeline(tmp_path: Path, options: di
     assert (found - expected).abs().max() < 1e-4
 
 
+@pytest.fixture(scope="module")
+def clean_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same checkpoint, whose scheduler says that the transformer predicts the clean latents."""
+    path = Path(shutil.copytree(folder, tmp_path_factory.mktemp("clean") / "blueprint"))
+    config = path / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "sample"}))
+    return path
+
+
+def test_a_transformer_of_clean_latents_equals_the_published_pipeline(
+    folder: Path, clean_folder: Path, backbone: SkyReelsV2
+) -> None:
+    expected = reference(clean_folder, 3)
+    found = SkyReelsV2(clean_folder, **SETTINGS).extend(PROMPT, None, seed=3)
+    assert (found - expected).abs().max() < 1e-4
+    assert (found - backbone.extend(PROMPT, None, seed=3)).abs().max() > 0.05
+
+
+def test_a_transformer_of_clean_latents_takes_another_shift(clean_folder: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(clean_folder, tmp_path / "copy"))
+    config = copied / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"flow_shift": 5.0}))
+    found = SkyReelsV2(clean_folder, **(SETTINGS | {"flow_shift": 5.0})).extend(PROMPT, None, seed=2)
+    assert (found - reference(copied, 2)).abs().max() < 1e-4
+
+
+def test_a_guide_is_shown_the_clean_latents_that_are_predicted(clean_folder: Path) -> None:
+    """In the last step what it makes of them is the result, whichever the transformer predicts."""
+
+    class Guide:
+        def begin(self, references: object) -> None: ...
+
+        def __call__(self, x0: Tensor, sigma: float, step: int, known: int) -> Tensor:
+            return torch.full_like(x0, 0.25) if step == SETTINGS["steps"] - 1 else x0
+
+    backbone = SkyReelsV2(clean_folder, **SETTINGS)
+    backbone.guide = Guide()
+    with torch.no_grad():
+        latents = backbone._denoise([backbone._embed(PROMPT)], None, seed=1)
+    torch.testing.assert_close(latents, torch.full_like(latents, 0.25), atol=1e-5, rtol=0)
+
+
 def test_without_guidance_and_with_another_shift(folder: Path, copied: Path) -> None:
     config = copied / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"flow_shift": 5.0}))

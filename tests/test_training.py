@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from facelock.assets import asset_dir
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
@@ -258,6 +258,20 @@ def test_what_cannot_be_read_off_its_frames_is_the_autoencoders_error_too(pool):
     assert float(module.vae.encoder.conv_in.weight.grad.abs().max()) > 0
 
 
+def test_an_autoencoder_that_keeps_its_latents_learns_to_decode_alone(pool, tmp_path):
+    shop = Workshop(tmp_path)
+    (tmp_path / "pool").symlink_to(pool)
+    train.train(shop, "vae", 2, 0, bundled=True, keep_latents=True)
+    shipped = load_bundled("vae", Watched()).state_dict()
+    learned = load_file(shop.folder("vae") / "state.safetensors")
+    moved = {
+        name.split(".")[1]
+        for name, value in shipped.items()
+        if name.startswith("vae.") and not torch.equal(learned[f"model.{name}"], value)
+    }
+    assert moved == {"decoder", "post_quant_conv"}
+
+
 def test_latents_and_sampling_have_the_blueprints_shapes(pool):
     vae = make_vae().eval()
     latents = encode_clips(vae, ClipPool(pool), (0, 8))
@@ -314,6 +328,33 @@ def test_the_blueprint_learns_by_the_weight_of_each_place():
     assert float(one[0]) != pytest.approx(float(other[0]), rel=1e-4)
     assert float(one[0] + other[0]) / 2 == pytest.approx(float(whole[0]), rel=1e-5)
     assert float(one[1]["plain"]) == pytest.approx(float(whole[0]), rel=1e-5)
+
+
+@torch.no_grad()
+def test_what_the_blueprint_says_are_the_clean_latents(monkeypatch):
+    """Its loss is the velocity's: an error d of the clean latents is one of d over the noise level of the velocity."""
+    latents = torch.randn(3, 2, 16, 5, 16, 16)
+    task = DiffusionTask(latents, ["a woman", "a man", ""], 10, 2)
+    i, w, drop, _, trips, amount, seed = task.draw(0, torch.Generator().manual_seed(1))
+    level = torch.tensor([[0.0, 0.0, 0.2, 0.2, 0.2], [0.4, 0.4, 0.4, 0.4, 0.4]])
+    said = {}
+    monkeypatch.setattr(task.module, "forward", lambda x, sigma, text: latents[i, w] + said["error"])
+
+    def loss(error: float) -> float:
+        said["error"] = error
+        return float(task.loss(0, (i, w, drop, level, trips, amount, seed))[0])
+
+    assert loss(0.0) == 0
+    assert loss(0.1) == pytest.approx((3 * 0.5**2 + 5 * 0.25**2) / 8, rel=1e-4)
+
+
+def test_sampling_ends_at_the_clean_latents_that_the_blueprint_says(monkeypatch):
+    tokenizer = make_tokenizer()
+    model = Blueprint(len(tokenizer)).eval()
+    wanted = torch.randn(1, 16, 5, 16, 16)
+    monkeypatch.setattr(model, "forward", lambda x, sigma, text: wanted.expand(len(x), -1, -1, -1, -1))
+    drawn = sample(model, tokenizer, ["a woman"], steps=3, guidance=4.0)
+    torch.testing.assert_close(drawn, wanted, atol=1e-5, rtol=0)
 
 
 def test_weights_of_the_latents_lie_where_the_clips_show_eyes_and_mouth(pool, tmp_path):
@@ -389,6 +430,21 @@ def test_the_aligners_decoder_draws_what_the_world_renders(pool):
     assert float((drawn - crops)[inside].abs().median()) < 0.03
     wrong, _ = draw_face({k: v[rows].flip(0) for k, v in face.items()}, values)
     assert float((wrong - crops)[inside].abs().median()) > 2 * float((drawn - crops)[inside].abs().median())
+
+
+def test_glasses_whose_shape_is_in_doubt_do_not_jump():
+    """Between round and square a little more of one changes a little: what is read flickers less when it is drawn."""
+    face = face_parameters(torch.zeros(1, len(IDENTITY)))
+    values = {name: torch.zeros(1) for name in OUTPUTS} | {"scale": torch.ones(1), "ambient": torch.ones(1)}
+    values |= {"glasses": torch.ones(1), "glasses_r": torch.full((1,), 0.2)}
+
+    def drawn(square: float) -> torch.Tensor:
+        return draw_face(face, values | {"glasses_square": torch.full((1,), square)})[0]
+
+    whole = float((drawn(1.0) - drawn(0.0)).abs().mean())
+    assert whole > 0
+    assert float((drawn(0.55) - drawn(0.45)).abs().mean()) < 0.3 * whole
+    assert torch.equal(drawn(1.4), drawn(1.0)) and torch.equal(drawn(-0.4), drawn(0.0))
 
 
 def test_parameters_read_from_an_embedding_stay_in_their_ranges():

@@ -33,8 +33,9 @@ STILL_EVERY = 2
 """Motion is measured on every so many of the prompts."""
 STRIDE = 2
 """The classifier looks at every so many frames of a window: 9 of 17."""
-DECODED, PLAIN, APART = 8, 120, WINDOW
-"""Clips of a training shard that go through the autoencoders, those that do not, and the distance of their frames."""
+DECODED, ACTED, PLAIN, APART = 8, 24, 96, WINDOW
+"""Clips of a training shard that go through the autoencoders, others, those of which single frames are looked at only,
+and the distance of these."""
 TRUE_STRIDE = 4
 """Of a long true clip every so many frames are rendered."""
 Models = Sequence[str | None]
@@ -69,19 +70,22 @@ def training_shard(index: int, *, seed: int, models: Models, device: str) -> Les
 
     A window takes as long to decode as forty frames to render, so most people are seen in one plain frame only.
     """
-    labels = wanted(DECODED + PLAIN, 1000 * (seed + 1) + index)
+    labels = wanted(DECODED + ACTED + PLAIN, 1000 * (seed + 1) + index)
     clips = act(labels, "train", WINDOW, 1000 * (seed + 1) + index)
-    moving, single = slice(0, DECODED), slice(DECODED, None)
-    raw = clips.render(moving)
-    seen = [raw, *(_decoded(raw, pipeline_of(model, device)) for model in models)]
-    parts = [clips.sheets(moving, STRIDE, some[:, ::STRIDE], 2 * index) for some in seen]
-    plain = clips.render(single, APART)
+    twice, moving = slice(0, DECODED), slice(0, DECODED + ACTED)
+    single = slice(DECODED + ACTED, None)
+    raw = clips.render(twice)
+    seen = [
+        clips.sheets(twice, STRIDE, _decoded(raw, pipeline_of(m, device))[:, ::STRIDE], 2 * index)
+        for m in models
+    ]
+    plain = [clips.sheets(moving, STRIDE, clips.render(moving, STRIDE), 2 * index)]
     signals = clips.signals(moving, STRIDE)
     return Lessons(
-        clips=torch.cat(parts),
-        labels=labels[moving].repeat(len(parts), 1),
-        signals=signals.repeat(len(parts), 1, 1),
-        more=clips.sheets(single, APART, plain, 2 * index + 1),
+        clips=torch.cat([*plain, *seen]),
+        labels=torch.cat([labels[moving], *[labels[twice] for _ in seen]]),
+        signals=torch.cat([signals, *[signals[twice] for _ in seen]]),
+        more=clips.sheets(single, APART, clips.render(single, APART), 2 * index + 1),
         more_labels=labels[single],
         more_signals=clips.signals(single, APART),
     )

@@ -110,10 +110,12 @@ def _sides(asked: Asked, step: int) -> Found:
         yield refused(f"size = {asked.size}", f"n * {step}")
 
 
-def _prediction(folder: str, scheduler: Config, wanted: str) -> Found:
+def _prediction(folder: str, scheduler: Config, *known: str) -> Found:
     """Euler's names none: it follows a flow whatever is asked."""
-    if (found := scheduler.get("prediction_type", wanted)) != wanted:
-        yield ModelError(f"{folder}: its scheduler expects {found}, its transformer gives {wanted}. {REMEDY}")
+    if (found := scheduler.get("prediction_type", known[0])) not in known:
+        yield ModelError(
+            f"{folder}: its scheduler expects {found}, its transformer gives {known[0]}. {REMEDY}"
+        )
 
 
 def _widths(folder: str, made: int, taken: int) -> Found:
@@ -246,7 +248,7 @@ def _helios_sections(kind: str, folder: str, configs: Configs, asked: Asked) -> 
 
 def _wan_schedule(kind: str, folder: str, configs: Configs, asked: Asked) -> Found:
     scheduler = configs["scheduler"]
-    yield from _prediction(folder, scheduler, "flow_prediction")
+    yield from _prediction(folder, scheduler, "flow_prediction", "sample")
     if not scheduler.get("use_flow_sigmas", True):
         yield ModelError(f"{folder}: its scheduler follows no flow (use_flow_sigmas). {REMEDY}")
     if scheduler["use_dynamic_shifting"]:

@@ -80,9 +80,9 @@ class SkyReelsV2(WanBackbone):
         scheduler = self._fresh_scheduler()
         for index, timestep in enumerate(scheduler.timesteps):
             noisy, levels = self._window_input(latents, timestep, known, generator)
-            velocity = self._velocity(noisy, levels, texts)[:, :, known:]
+            predicted = self._predicted(noisy, levels, texts)[:, :, known:]
             # in place, as published: the solver keeps a view of its last sample, so it is what it has become
-            latents[:, :, known:] = self._advance(scheduler, velocity, latents, index, known)
+            latents[:, :, known:] = self._advance(scheduler, predicted, latents, index, known)
         return latents
 
     def _window_input(
@@ -97,14 +97,14 @@ class SkyReelsV2(WanBackbone):
             past.lerp_(self._noise(past.shape, generator), self.context_noise)
         return latents, levels
 
-    def _velocity(self, latents: Tensor, levels: Tensor, texts: Sequence[Tensor]) -> Tensor:
-        """The guided velocity of the whole frame, (1, z, F, h, w) float32; ``texts`` holds each region's."""
+    def _predicted(self, latents: Tensor, levels: Tensor, texts: Sequence[Tensor]) -> Tensor:
+        """The guided prediction for the whole frame, (1, z, F, h, w) float32; ``texts`` holds each region's."""
         if len(texts) == 1:
             return self._predict(latents, levels, texts[0])
         return self._regions.blend(latents, lambda part, region: self._predict(part, levels, texts[region]))
 
     def _predict(self, latents: Tensor, levels: Tensor, texts: Tensor) -> Tensor:
-        """The guided velocity, (1, z, F, h, w) float32; ``texts`` is (1 or 2, L, D), the prompt last."""
+        """The guided prediction, (1, z, F, h, w) float32; ``texts`` is (1 or 2, L, D), the prompt last."""
         return self._guided(texts, lambda some: self._forward(latents, levels, some))
 
     def _forward(self, latents: Tensor, levels: Tensor, texts: Tensor) -> Tensor:

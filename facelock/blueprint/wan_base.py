@@ -52,6 +52,7 @@ class WanBackbone(LoadedBackbone):
         mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
         self._mean, self._std = mean.to(self.device), std.to(self.device)
         self._prompts: dict[str, Tensor] = {}
+        self._says_clean = parts.scheduler.config.get("prediction_type") == "sample"
         self._scheduler = self._shifted(parts.scheduler, flow_shift)
         if self.device.type == "cpu" and not self._reference:
             accelerate_vae(self._vae)
@@ -118,11 +119,13 @@ class WanBackbone(LoadedBackbone):
         return True
 
     def _shifted(self, scheduler: Any, flow_shift: float | None) -> Any:
-        """The checkpoint's scheduler, shifted otherwise if asked."""
-        if flow_shift is None:
-            return scheduler
-        key = "flow_shift" if "flow_shift" in scheduler.config else "shift"
-        return type(scheduler).from_config(scheduler.config, **{key: flow_shift})
+        """The checkpoint's scheduler, shifted otherwise if asked, and told of velocities (:meth:`_advance`)."""
+        changes: dict[str, Any] = {}
+        if flow_shift is not None:
+            changes["flow_shift" if "flow_shift" in scheduler.config else "shift"] = flow_shift
+        if self._says_clean:
+            changes["prediction_type"] = "flow_prediction"
+        return type(scheduler).from_config(scheduler.config, **changes) if changes else scheduler
 
     # ------------------------------------------------------------------ denoising
 
@@ -139,7 +142,7 @@ class WanBackbone(LoadedBackbone):
     def _advance(
         self,
         scheduler: Any,
-        velocity: Tensor,
+        predicted: Tensor,
         latents: Tensor,
         step: int,
         known: int = 0,
@@ -149,9 +152,13 @@ class WanBackbone(LoadedBackbone):
     ) -> Tensor:
         """One step of the solver for (1, z, F, h, w) ``latents``: all but the first ``known``, (1, z, F - known, h, w).
 
-        ``velocity`` is of that shape too. The guide sees none of the first ``skip`` latents, which are no frames.
+        ``predicted`` is of that shape too: the velocity, or the clean latents where the checkpoint's scheduler says
+        that its transformer predicts those. The guide sees none of the first ``skip`` latents, which are no frames.
         ``options`` go to the scheduler. Raises :class:`NotFiniteError`.
         """
+        velocity = predicted
+        if self._says_clean:
+            velocity = (latents[:, :, known:] - predicted) / scheduler.sigmas[step]
         if self.guide is not None:
             shown, sigma = latents[:, :, skip:], scheduler.sigmas[step]
             led = steered(self.guide, velocity[:, :, skip:], shown, sigma, step, known)

@@ -195,8 +195,9 @@ CARDS: dict[str, Card] = {
         parts=("vae", "blueprint"),
         text=(
             "A diffusers folder: `AutoencoderKLWan` (×4 in space and time, 16 channels), "
-            "`SkyReelsV2Transformer3DModel` (6 layers of 256, patches of 4 × 4 latents), `UMT5EncoderModel` (2 "
-            "layers) with a word-level tokenizer, `UniPCMultistepScheduler` with flow shift 3. Trained by "
+            "`SkyReelsV2Transformer3DModel` (8 layers of 256, patches of 4 × 4 latents), `UMT5EncoderModel` (2 "
+            "layers) with a word-level tokenizer, `UniPCMultistepScheduler` with flow shift 3, told that the "
+            "transformer says the clean latents (`prediction_type`: `sample`; docs/training.md). Trained by "
             "diffusion forcing (Chen et al. 2024, arXiv:2407.01392; SkyReels-V2, arXiv:2504.13074): one noise "
             "level per latent frame, so that it continues from clean context frames. 64 × 64 pixels, 12 frames a "
             "second, windows of 17 frames. Prompts: docs/vocabulary.md. "

@@ -1,7 +1,9 @@
 """Training of the blueprint's transformer by diffusion forcing (Chen et al. 2024, arXiv:2407.01392).
 
 Rectified flow on the autoencoder's latents, with a noise level per latent frame, so that the model continues from
-clean context frames (SkyReels-V2, arXiv:2504.13074). The tiny text encoder learns along with it.
+clean context frames (SkyReels-V2, arXiv:2504.13074). The network says the clean latents, and is measured by the
+velocity that this is (Li & He 2025, arXiv:2511.13720): a velocity holds the noise, which is as wide as the network here
+(256 numbers of a patch), and leaves it no room. The tiny text encoder learns along with it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ TOKENS = 24
 WINDOW = 5
 CONTEXT = 2
 SHIFT = 3.0
+LOWEST = 0.05
+"""Noise level below which an error counts no more: it is divided by the level."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -65,7 +69,7 @@ def make_text_encoder(size: int) -> UMT5EncoderModel:
     return UMT5EncoderModel(config)
 
 
-def make_transformer(heads: int = 8, layers: int = 6) -> SkyReelsV2Transformer3DModel:
+def make_transformer(heads: int = 8, layers: int = 8) -> SkyReelsV2Transformer3DModel:
     """The miniature's denoiser."""
     return SkyReelsV2Transformer3DModel(
         patch_size=(1, 4, 4),
@@ -93,7 +97,7 @@ class Blueprint(nn.Module):
         return self.text(tokens, attention_mask=mask).last_hidden_state * mask.unsqueeze(-1)
 
     def forward(self, x: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
-        """Latents (B, 16, L, 16, 16), noise levels (B, L) in [0, 1] → velocity of x's shape."""
+        """Latents (B, 16, L, 16, 16), noise levels (B, L) in [0, 1] → clean latents of x's shape."""
         return self.transformer(
             hidden_states=x,
             timestep=sigma * 1000,
@@ -159,7 +163,7 @@ class DiffusionTask:
         ``trips`` (n,) from 0 to 3, ``amount`` (n,) of the noise, ``noise`` of the shape of x.
         """
         out, trips = x.clone(), trips.view(-1, 1, 1, 1)
-        for k, weight in enumerate([] if self.trip is None else self.trip[: x.shape[2]].to(x.device)):
+        for k, weight in enumerate([] if self.trip is None else self.trip[: x.shape[2]]):
             z = x[:, :, k]
             for trip in range(1, 4):
                 again = (weight @ neighbourhoods(z)).view_as(z)
@@ -187,22 +191,24 @@ class DiffusionTask:
             :, :, : sigma.shape[1]
         ].float()  # latent 0 of a window is a single frame
         ids, mask = (
-            torch.where(drop, none.to(drop.device), given.to(drop.device)[i])
+            torch.where(drop, none.to(drop.device), given[i])
             for none, given in zip(self.empty, (self.ids, self.mask), strict=True)
         )
         s, fresh = sigma.view(len(x), 1, -1, 1, 1), noise(x.shape)
         noisy = torch.where(s > 0, (1 - s) * x + s * fresh, self.worn(x, trips, amount, noise(x.shape)))
-        velocity = self.module(noisy, sigma, self.module.encode(ids, mask)).float()
-        error, drawn = (velocity - (fresh - x)).square(), (s > 0).float().expand_as(noisy)
+        clean = self.module(noisy, sigma, self.module.encode(ids, mask)).float()
+        # noisy - clean is s times the velocity that was said, noisy - x of the true one
+        error, drawn = ((clean - x) / s.clamp(min=LOWEST)).square(), (s > 0).float().expand_as(noisy)
         weight = drawn * self.weights[i, w][:, None, : sigma.shape[1]].float()
         loss = (error * weight).sum() / weight.sum()
         return loss, {"loss": loss, "plain": (error.detach() * drawn).sum() / drawn.sum()}
 
     def _on(self, device: torch.device) -> Tensor:
-        """The latents on ``device``, moved there once."""
-        if self.latents.device != device:
+        """The latents on ``device``, moved there once with all that belongs to them."""
+        if self.ids.device != device:
             self.latents, self.weights = self.latents.to(device), self.weights.to(device)
             self.ids, self.mask = self.ids.to(device), self.mask.to(device)
+            self.trip = None if self.trip is None else self.trip.to(device)
         return self.latents
 
 
@@ -229,9 +235,9 @@ def sample(
         if context is not None:
             x[:, :, :CONTEXT] = context
             sigma[:, :CONTEXT] = 0
-        v = model(x.repeat(2, 1, 1, 1, 1), sigma.repeat(2, 1), text)
-        conditional, free = v.chunk(2)
-        x = x + (b - a) * (free + guidance * (conditional - free))
+        conditional, free = model(x.repeat(2, 1, 1, 1, 1), sigma.repeat(2, 1), text).chunk(2)
+        velocity = (x - (free + guidance * (conditional - free))) / a
+        x = x + (b - a) * velocity
     if context is not None:
         x[:, :, :CONTEXT] = context
     return x

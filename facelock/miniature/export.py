@@ -148,11 +148,14 @@ def export_judge(net: nn.Module, folder: Path) -> None:
 
 
 def export_blueprint(vae: nn.Module, model: nn.Module, tokenizer: object, folder: Path) -> None:
-    """``blueprint/``: a diffusers folder of the SkyReels-V2 diffusion-forcing classes, weights in float16."""
+    """``blueprint/``: a diffusers folder of the SkyReels-V2 diffusion-forcing classes, weights in float16.
+
+    Its scheduler says what the transformer predicts: the clean sample, not the velocity of published checkpoints.
+    """
     from diffusers import SkyReelsV2DiffusionForcingPipeline, UniPCMultistepScheduler
 
     scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
+        prediction_type="sample", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
     )
     parts = {"text_encoder": model.text, "transformer": model.transformer, "vae": vae}
     pipe = SkyReelsV2DiffusionForcingPipeline(

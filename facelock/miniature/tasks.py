@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from facelock.miniature.bundled import autoencoder_config, load_bundled
 from facelock.miniature.trainer import Task
 from facelock.miniature.workshop import Workshop
+
+if TYPE_CHECKING:
+    from facelock.miniature.diffusion import DiffusionTask
+
+BATCH = 1024
+"""Windows of the blueprint's batches on a GPU."""
 
 
 def make_task(part: str, shop: Workshop, steps: int) -> Any:
@@ -55,7 +61,16 @@ def _diffusion_task(shop: Workshop, captions: Sequence[str], steps: int, batch: 
 
     latents, mean, deviation = shop.normal_latents()
     trip = fit_round_trip(shop.vae(), latents, mean, deviation)
-    return DiffusionTask(latents, captions, steps, batch, trip, shop.latent_weights())
+    kept = latents.half() if shop.live else latents  # a GPU holds more clips than it has room for in float32
+    task = DiffusionTask(kept, captions, steps, batch, trip, shop.latent_weights())
+    return compiled(task) if shop.live else task
+
+
+def compiled(task: DiffusionTask) -> DiffusionTask:
+    """The same, its blocks compiled for a GPU: most of a block is small kernels between matrix products."""
+    transformer: Any = task.module.transformer
+    transformer.compile_repeated_blocks(dynamic=False)
+    return task
 
 
 def _live_task(part: str, shop: Workshop, steps: int) -> Task:
@@ -71,7 +86,7 @@ def _live_task(part: str, shop: Workshop, steps: int) -> Task:
     if part == "identity_reader":
         return live.LiveIdentityReader(shop.recogniser().to(shop.device), steps)  # type: ignore[arg-type]
     if part == "blueprint":
-        return _diffusion_task(shop, shop.windows(frames=False).captions, steps, 1024)
+        return _diffusion_task(shop, shop.windows(frames=False).captions, steps, BATCH)
     if part == "tiny_decoder":
         statistics = [torch.tensor(v) for v in shop.normal_latents()[1:]]
         windows = shop.windows(frames=False)

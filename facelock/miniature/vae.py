@@ -35,7 +35,8 @@ READ = 0.3
 """Weight of what a reader that learns along with it cannot tell from its frames."""
 TOLD = {
     **dict.fromkeys(("open", "smile", "blink"), 3.0),
-    **dict.fromkeys(("gaze_x", "gaze_y", "brow_raise", "yaw", "pitch", "roll", "glasses"), 1.0),
+    "glasses": 2.0,
+    **dict.fromkeys(("gaze_x", "gaze_y", "brow_raise", "yaw", "pitch", "roll"), 1.0),
     **dict.fromkeys(("beard", "hair_r", "hair_g", "hair_b", "temperature"), 0.1),
 }
 """What the reader's errors count for; any other .3."""

@@ -53,17 +53,22 @@ class Windows:
             yield world.landmarks(face, now, SIDE)[0].view(-1, LENGTH, 5, 2)
 
     def save(self, folder: Path) -> None:
-        """Write the latents apart from the frames: not every part needs both."""
+        """Write all but the frames: not every part needs them."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"frames": self.frames}, folder / "frames.safetensors")
         rest = {k: getattr(self, k).contiguous() for k in ("latents", "first", "still", "moving")}
         save_file(rest, folder / "latents.safetensors", metadata={"captions": json.dumps(self.captions)})
 
+    def save_frames(self, folder: Path) -> None:
+        """Write the frames beside what :meth:`save` wrote."""
+        from safetensors.torch import save_file
+
+        save_file({"frames": self.frames}, folder / "frames.safetensors")
+
     @classmethod
     def load(cls, folder: Path, *, frames: bool = True) -> Windows:
-        """Read what :meth:`save` wrote, without the frames where they are not asked for."""
+        """Read what :meth:`save` wrote and, where they are asked for, the frames."""
         from safetensors import safe_open
         from safetensors.torch import load_file
 
@@ -75,9 +80,9 @@ class Windows:
 
 
 @torch.no_grad()
-def make_windows(vae: Any, count: int, decoded: int, device: str, seed: int = 0, batch: int = 256) -> Windows:
-    """Render ``count`` clips, encode their windows by ``vae`` on ``device``, decode one window of ``decoded`` clips."""
-    columns: dict[str, list[Tensor]] = {k: [] for k in ("latents", "frames", "first", "still", "moving")}
+def make_windows(vae: Any, count: int, device: str, seed: int = 0, batch: int = 256) -> Windows:
+    """Render ``count`` clips and encode their windows by ``vae`` on ``device``; without frames yet."""
+    columns: dict[str, list[Tensor]] = {k: [] for k in ("latents", "first", "still", "moving")}
     texts: list[str] = []
     for begin in range(0, count, batch):
         n, generator = min(batch, count - begin), data.seeded(71, seed, begin)
@@ -89,33 +94,41 @@ def make_windows(vae: Any, count: int, decoded: int, device: str, seed: int = 0,
         still, moving = packed(face | look, STILL), packed(now, MOVING)
         pictures = world.render(*shown(still.to(device), moving.to(device)), SIDE)
         video = pictures.view(n, LENGTH, 3, SIDE, SIDE).transpose(1, 2) * 2 - 1
-        part = _through(vae, video, min(max(decoded - begin, 0), n), generator)
+        pick = torch.randint(len(data.OFFSETS), (n,), generator=generator)
+        part = {"latents": _encoded(vae, video), "first": torch.tensor(data.OFFSETS)[pick]}
         part |= {"still": still, "moving": moving.view(len(MOVING), n, LENGTH)}
         for name, tensor in part.items():
             columns[name].append(tensor.cpu())
         log.info("windows of clip %d of %d", begin + n, count)
     joined = {k: torch.cat(v, 1 if k in ("still", "moving") else 0) for k, v in columns.items()}
-    return Windows(captions=texts, **joined)
+    return Windows(captions=texts, frames=torch.empty(0), **joined)
 
 
-def _through(vae: Any, video: Tensor, decoded: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Latents of both windows of clips (n, 3, 25, 64, 64), and the frames of one window of the first ``decoded``."""
-    n, device = len(video), video.device
-    with in_bfloat16(device):
+def _encoded(vae: Any, video: Tensor) -> Tensor:
+    """Latents (n, 2, 16, 5, 16, 16) half of both windows of clips (n, 3, 25, 64, 64)."""
+    with in_bfloat16(video.device):
         both = [
             torch.cat(
                 [vae.encode(p).latent_dist.mean.float() for p in video[:, :, o : o + data.WINDOW].split(64)]
             )
             for o in data.OFFSETS
         ]
-        latents = torch.stack(both, 1)
-        pick = torch.randint(len(data.OFFSETS), (n,), generator=generator)
-        amount = 0.25 * torch.rand(n, 1, 1, 1, 1, generator=generator).to(device)
-        z = latents[torch.arange(n), pick.to(device)]
-        noise = normal_numbers(seed_of(generator), device)(z.shape)
-        z = z + amount * z.std((0, 2, 3, 4), keepdim=True) * noise
-        frames = [vae.decode(part).sample.float() for part in z[:decoded].split(64)] if decoded else []
-    made = {"latents": latents.half(), "first": torch.tensor(data.OFFSETS)[pick]}
-    pictures = torch.cat(frames) if frames else torch.empty(0, 3, data.WINDOW, 64, 64)
-    made["frames"] = ((pictures.transpose(1, 2) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
-    return made
+    return torch.stack(both, 1).half()
+
+
+@torch.no_grad()
+def decoded(vae: Any, windows: Windows, count: int, device: str, seed: int = 0, batch: int = 64) -> Tensor:
+    """``Windows.frames``: what ``vae`` leaves of one window of the first ``count`` clips."""
+    parts = []
+    pick = (windows.first[:count] == data.OFFSETS[1]).long()
+    spread = windows.latents[:256].float().std((0, 1, 3, 4, 5)).view(-1, 1, 1, 1).to(device)
+    for begin in range(0, count, batch):
+        rows, generator = torch.arange(begin, min(begin + batch, count)), data.seeded(72, seed, begin)
+        amount = 0.25 * torch.rand(len(rows), 1, 1, 1, 1, generator=generator).to(device)
+        z = windows.latents[rows, pick[rows]].to(device).float()
+        z = z + amount * spread * normal_numbers(seed_of(generator), device)(z.shape)
+        with in_bfloat16(z.device):
+            pictures = vae.decode(z).sample.float().transpose(1, 2)
+        parts.append(((pictures / 2 + 0.5).clamp(0, 1) * 255).round().byte().cpu())
+        log.info("frames of clip %d of %d", int(rows[-1]) + 1, count)
+    return torch.cat(parts)

@@ -31,19 +31,19 @@ ORDER = (
     "tiny_decoder",
 )
 LIVE_STEPS = {
-    "recogniser": 3000,
-    "judge": 3000,
-    "detector": 3000,
-    "vae": 3000,
-    "reader": 3000,
-    "identity_reader": 1000,
-    "aligner": 2000,
-    "restorer": 2000,
-    "upscaler": 1000,
-    "blueprint": 8000,
-    "tiny_decoder": 1000,
+    "recogniser": 1200,
+    "judge": 1200,
+    "detector": 500,
+    "vae": 1200,
+    "reader": 1200,
+    "identity_reader": 500,
+    "aligner": 400,
+    "restorer": 400,
+    "upscaler": 500,
+    "blueprint": 3000,
+    "tiny_decoder": 600,
 }
-"""On a GPU, where batches are large and rendered as they are needed (:mod:`facelock.miniature.live`)."""
+"""On a GPU, where batches are large and rendered as they are needed (:mod:`facelock.miniature.live`): half an hour."""
 WINDOWS = 48000
 """Clips that a GPU encodes for the blueprint; half of them are decoded again, for those who read faces."""
 GAIN = 16.0
@@ -162,11 +162,15 @@ class Workshop:
 
     def windows(self, *, frames: bool = True) -> Any:
         """The windows of a training that renders, made once; without their frames where they are not needed."""
-        from facelock.miniature.windows import Windows, make_windows
+        from facelock.miniature.windows import Windows, decoded, make_windows
 
         folder, name = self.root / "windows", f"windows {frames}"
         if not (folder / "latents.safetensors").is_file():
-            make_windows(self.vae(), self.clips, self.clips // 2, self.device).save(folder)
+            make_windows(self.vae(), self.clips, self.device).save(folder)
+        if frames and not (folder / "frames.safetensors").is_file():
+            known = Windows.load(folder, frames=False)
+            known.frames = decoded(self.vae(), known, self.clips // 2, self.device)
+            known.save_frames(folder)
         if name not in self.kept:
             self.kept[name] = Windows.load(folder, frames=frames)
         return self.kept[name]
@@ -195,7 +199,7 @@ class Workshop:
             torch.stack(
                 [latent_weight(some[:, o : o + data.WINDOW], 64, GAIN) for o in data.OFFSETS], 1
             ).half()
-            for some in clips
+            for some in (points.to(self.device) for points in clips)
         ]
         return torch.cat(parts)
 

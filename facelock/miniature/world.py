@@ -306,7 +306,7 @@ class Portrait:
         dx, dy = (x - p["eye_x"] * p["skull_w"] / 0.72).abs(), (y - p["eye_y"] + 0.01).abs()
         ring = torch.sqrt(dx * dx + dy * dy)
         square = torch.maximum(dx, dy * 1.25) * 0.75 + ring * 0.25
-        edge = torch.where(look["glasses_square"] > 0.5, square, ring) - look["glasses_r"]
+        edge = torch.lerp(ring, square, self.glasses_square()) - look["glasses_r"]
         worn = ((look["glasses"] > 0) & (t > self.depth - 0.25)).float()
         bridge_x = x - (p["eye_x"] * p["skull_w"] / 0.72 - look["glasses_r"] + 0.01)
         bridge = self.cover(torch.maximum((y - p["eye_y"] - 0.05).abs() - 0.018, bridge_x))
@@ -314,6 +314,10 @@ class Portrait:
         self.over(self.cover(edge) * worn * 0.10, (0.85, 0.93, 1.0))
         wire = torch.maximum(self.cover(edge.abs() - 0.022), bridge) * worn
         self.over(wire, [colour[:, i].view(-1, 1, 1) for i in range(3)])
+
+    def glasses_square(self) -> Tensor:
+        """(B, 1, 1) from 0, round, to 1, square."""
+        return (self.look["glasses_square"] > 0.5).float()
 
     def glasses_colour(self) -> Tensor:
         """(B, 3) colour of the frames."""

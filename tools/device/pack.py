@@ -22,7 +22,9 @@ GROUPS = {
     "faces": ("recogniser", "judge", "reader", "identity_reader"),
     "aligners": ("aligner", "restorer"),
 }
-"""File → the parts in it; each stays under 16 MiB."""
+"""File → the parts in it; what is larger than ``MOST`` becomes several files."""
+MOST = 15 << 20
+"""Bytes of a file: rented machines give back no larger ones than 16 MiB."""
 LEFT_OUT = ("classes.", "regress.")
 """Heads that only teach."""
 
@@ -47,28 +49,39 @@ def pack(root: Path, folder: Path) -> None:
             last = (json.loads(meta["history"]) or [{}])[-1]
             steps, spent = int(meta["step"]), json.loads(meta["spent"])
             print(f"{part}: {steps} steps in {spent:.0f} s, {steps / max(spent, 1e-9):.1f} a second; {last}")
-        if tensors:
-            save_file(tensors, folder / f"{group}.safetensors", metadata=about)
+        for number, some in enumerate(_files(tensors)):
+            save_file(some, folder / f"{group}-{number}.safetensors", metadata=about)
+
+
+def _files(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """The tensors in as few files as hold them, in their order."""
+    files: list[dict[str, torch.Tensor]] = []
+    room = 0
+    for name, tensor in tensors.items():
+        if tensor.nbytes > room:
+            files, room = [*files, {}], MOST
+        files[-1][name] = tensor
+        room -= tensor.nbytes
+    return files
 
 
 def unpack(folder: Path, root: Path) -> None:
     """Write a training state of every packed part."""
+    packed, about = {}, {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
-            about = opened.metadata()
-        packed = load_file(file)
-        for part, meta in about.items():
-            own = {k.split("/", 1)[1]: v for k, v in packed.items() if k.startswith(f"{part}/")}
-            state = {}
-            for name, tensor in own.items():
-                whole = tensor.float() if tensor.dtype is torch.float16 else tensor
-                state |= {f"model.{name}": whole.clone(), f"average.{name}": whole}
-            target = root / "train" / part
-            target.mkdir(parents=True, exist_ok=True)
-            save_file(state, target / "state.safetensors", metadata=json.loads(meta))
-            print(
-                f"{part}: {len(own)} tensors, {json.loads(meta)['step']} steps on {json.loads(meta)['device']}"
-            )
+            about |= opened.metadata()
+        packed |= load_file(file)
+    for part, meta in about.items():
+        own = {k.split("/", 1)[1]: v for k, v in packed.items() if k.startswith(f"{part}/")}
+        state = {}
+        for name, tensor in own.items():
+            whole = tensor.float() if tensor.dtype is torch.float16 else tensor
+            state |= {f"model.{name}": whole.clone(), f"average.{name}": whole}
+        target = root / "train" / part
+        target.mkdir(parents=True, exist_ok=True)
+        save_file(state, target / "state.safetensors", metadata=json.loads(meta))
+        print(f"{part}: {len(own)} tensors, {json.loads(meta)['step']} steps on {json.loads(meta)['device']}")
 
 
 if __name__ == "__main__":
