@@ -168,12 +168,10 @@ def train(
     seed: int,
     bundled: bool = False,
     seconds: float | None = None,
-    keep_latents: bool = False,
 ) -> None:
     """Train one part to its last step, or for so many seconds, resuming what was saved. Sets it lacks are rendered.
 
-    With ``bundled`` and nothing saved, it starts from the weights that ship, at half the learning rate. With
-    ``keep_latents`` the autoencoder's encoder learns nothing, so that what was trained on its latents stays valid.
+    With ``bundled`` and nothing saved, it starts from the weights that ship, at half the learning rate.
     """
     if shop.live:
         torch.set_float32_matmul_precision("high")
@@ -188,9 +186,6 @@ def train(
         if part == "vae":
             load_bundled("reader", task.module.reader)
         task.rate, origin = task.rate / 2, trained(asset_dir("models")).get(part, [])
-    if keep_latents and part == "vae":
-        for half in (task.module.vae.encoder, task.module.vae.quant_conv):
-            half.requires_grad_(False)
     Trainer(task, shop.folder(part), device=shop.device, seed=seed, origin=origin, seconds=seconds).run()
 
 
@@ -246,11 +241,6 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--bundled", action="store_true", help="start from the weights that ship, not from scratch"
     )
-    p.add_argument(
-        "--keep-latents",
-        action="store_true",
-        help="autoencoder: its decoder alone learns; a blueprint stays valid",
-    )
     p = command("export", "write trained parts to models/miniature and the catalog")
     p.add_argument("parts", nargs="*", choices=[[], *ORDER], default=[])
     command("cards", "measure the exported models and write their model cards")
@@ -270,7 +260,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             build_set(shop, kind, args.shards)
     elif args.command == "train":
         for part, seconds in _wanted(parser, args.parts):
-            train(shop, part, args.steps, args.seed, args.bundled, seconds, args.keep_latents)
+            train(shop, part, args.steps, args.seed, args.bundled, seconds)
     elif args.command == "export":
         export(shop, tuple(args.parts) or ORDER, asset_dir("models"))
     elif args.command == "cards":
