@@ -207,17 +207,18 @@ CARDS: dict[str, Card] = {
         data=(
             "Autoencoder: windows of 17 frames of rendered clips; L1 on pixels and edges, weighted towards the face "
             "and most towards eyes and mouth, and what a reader of pose, expression, gaze and glasses, which learns "
-            "along with it, cannot tell from its frames (`read`, `unread`). Its last two sittings went on from 8 "
-            "channels: the new ones began at chance, the old ones were held near what they had been (`apart`). "
+            "along with it, cannot tell from its frames (`read`, `unread`). Its fourth and fifth sitting went on "
+            "from 8 channels: the new ones began at chance, the old ones were held near what they had been (`apart`). "
             "Transformer: their latents with captions from the drawn world's vocabulary, words left out at "
             "random, one noise level per latent; an error in the middle of an eye or mouth counts 17 times as much as "
-            "one in the background."
+            "one in the background. Its last sitting went on from a network of 6 layers that said velocities: two more "
+            "began as the identity, the last projection at chance."
         ),
         limits=(
             "64 × 64 pixels, one person, the vocabulary's words; anything else in a prompt is ignored. 17 frames "
-            "become 5 latents, so fast mouths and some blinks are lost. Words for actions are hardly followed, and the "
-            "first second's background is blotched: it has not seen enough of its autoencoder's latents "
-            "(docs/benchmarks.md). It does not know faces: two clips of one "
+            "become 5 latents, so fast mouths and some blinks are lost. Of smiles and the frames of glasses the "
+            "autoencoder leaves little: words for actions are followed in two of three clips, and read off its own "
+            "frames of true clips in three of four (docs/benchmarks.md). It does not know faces: two clips of one "
             "prompt show two people."
         ),
         sheets=(("vae_faces", "Held-out clips through the autoencoder: frame 9 of 17."),),
