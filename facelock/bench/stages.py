@@ -271,7 +271,7 @@ def speeds(ratios: tuple[float, ...]) -> dict[str, Speed]:
         "cache first_block": Speed(cache=StepCache("first_block", threshold=0.1)),
         "cache mag": Speed(cache=StepCache("mag", threshold=0.12, ratios=ratios, most=2)),
         "cache pab": Speed(cache=StepCache("pab")),
-        "cache sea": Speed(cache=StepCache("sea", threshold=0.2)),
+        "cache sea": Speed(cache=StepCache("sea", threshold=0.3)),
         "quantise float8": Speed(quantise="float8"),
         "channels_last": Speed(channels_last=True),
         "vae_precision bfloat16": Speed(vae_precision="bfloat16"),
