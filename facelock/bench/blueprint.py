@@ -52,7 +52,7 @@ LONG_CLIPS = 2
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much the classifier learns from: shards of 8 clips, and rounds over all frames."""
+    """How much the classifier learns from: shards of 128 people, and rounds over all frames."""
 
     shards: int = 72
     epochs: int = 4

@@ -79,10 +79,10 @@ def training_shard(index: int, *, seed: int, models: Models, device: str) -> Les
         clips.sheets(twice, STRIDE, _decoded(raw, pipeline_of(m, device))[:, ::STRIDE], 2 * index)
         for m in models
     ]
-    plain = [clips.sheets(moving, STRIDE, clips.render(moving, STRIDE), 2 * index)]
+    plain = torch.cat([raw[:, ::STRIDE], clips.render(slice(DECODED, DECODED + ACTED), STRIDE)])
     signals = clips.signals(moving, STRIDE)
     return Lessons(
-        clips=torch.cat([*plain, *seen]),
+        clips=torch.cat([clips.sheets(moving, STRIDE, plain, 2 * index), *seen]),
         labels=torch.cat([labels[moving], *[labels[twice] for _ in seen]]),
         signals=torch.cat([signals, *[signals[twice] for _ in seen]]),
         more=clips.sheets(single, APART, clips.render(single, APART), 2 * index + 1),

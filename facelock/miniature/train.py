@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 def build_set(shop: Workshop, kind: str, count: int | None) -> None:
     """Render a set; ``decoded`` needs the trained autoencoder, the others nothing."""
     if kind == "decoded" and shop.live:
-        shop.windows(frames=False)
+        shop.windows()
         return
     if kind != "decoded":
         data.build(kind, count or SETS[kind], shop.pool, shop.device)

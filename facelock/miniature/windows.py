@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,17 +55,12 @@ class Windows:
 
     def save(self, folder: Path) -> None:
         """Write all but the frames: not every part needs them."""
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
         rest = {k: getattr(self, k).contiguous() for k in ("latents", "first", "still", "moving")}
-        save_file(rest, folder / "latents.safetensors", metadata={"captions": json.dumps(self.captions)})
+        _write(rest, folder / "latents.safetensors", {"captions": json.dumps(self.captions)})
 
     def save_frames(self, folder: Path) -> None:
         """Write the frames beside what :meth:`save` wrote."""
-        from safetensors.torch import save_file
-
-        save_file({"frames": self.frames}, folder / "frames.safetensors")
+        _write({"frames": self.frames}, folder / "frames.safetensors")
 
     @classmethod
     def load(cls, folder: Path, *, frames: bool = True) -> Windows:
@@ -77,6 +73,16 @@ class Windows:
             captions = json.loads(file.metadata()["captions"])
         pictures = load_file(folder / "frames.safetensors")["frames"] if frames else torch.empty(0)
         return cls(frames=pictures, captions=captions, **load_file(path))
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Whole or not at all: trainings side by side look for the file."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    save_file(tensors, part, metadata=metadata)
+    part.rename(path)
 
 
 @torch.no_grad()

@@ -5,20 +5,21 @@
 # blueprint. It begins with what ships, or with a state that lies in $START (tools/device/pack.py out).
 set -u
 out=$1 until=$2 autoencoder=$3 clips=$4 root=${ROOT:-/dev/shm/miniature}
-export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 OMP_NUM_THREADS=8
 mkdir -p "$out" "$root"
 log=$out/log.txt
 miniature() { python3 -m facelock.miniature --root "$root" --device cuda --windows "$clips" "$@" >>"$log" 2>&1; }
 bundled=--bundled
 [ -d "${START:-}" ] && bundled= && python3 tools/device/pack.py in "$START" "$root"
 OMP_NUM_THREADS=4 python3 tools/device/warm.py >>"$log" 2>&1 & warm=$!
-OMP_NUM_THREADS=8 miniature train --bundled "vae=$autoencoder"
+miniature train --bundled "vae=$autoencoder"
 echo "autoencoder after $SECONDS s"
-OMP_NUM_THREADS=8 miniature data decoded
+python3 -c "from pathlib import Path; from facelock.miniature.workshop import Workshop
+Workshop(Path('$root'), 'cuda', $clips).windows(frames=False)" >>"$log" 2>&1
 echo "windows after $SECONDS s"
 wait $warm || export TORCH_COMPILE_DISABLE=1
 echo "compiled after $SECONDS s"
-OMP_NUM_THREADS=8 miniature train $bundled "blueprint=$((until - SECONDS - 20))"
+miniature train $bundled "blueprint=$((until - SECONDS - 20))"
 echo "blueprint after $SECONDS s"
 python3 tools/device/pack.py out "$root" "$out"
 nvidia-smi --query-gpu=name,memory.used --format=csv,noheader

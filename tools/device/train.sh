@@ -19,6 +19,7 @@ started=$SECONDS
 train recogniser 85 identity_reader 20 & recogniser=$!
 train judge 95 upscaler 20 & judge=$!
 train --bundled vae 140
+python3 -m facelock.miniature --root "$root" --device cuda --windows "$clips" data decoded >>"$out/log.txt" 2>&1
 echo "autoencoder and windows after $((SECONDS - started)) s"
 train --bundled blueprint 320 & blueprint=$!
 wait $recogniser
