@@ -61,6 +61,7 @@ from facelock.nets.scrfd import Scrfd, ScrfdExport
 TINY = {
     "faces": lambda i, dev: data.render_faces("train", i, 4, 16, data.CROP, dev),
     "judge": lambda i, dev: data.render_faces("judge", i, 8, 16, data.CROP // 2, dev),
+    "people": lambda i, dev: data.render_people(i, 12, dev),
     "frames": lambda i, dev: data.render_frames("train", i, 8, 16, 128, dev),
     "clips": lambda i, dev: data.render_clips("train", i, 3, 16, 25, 64, dev),
 }
@@ -404,7 +405,7 @@ def test_embeddings_are_unit_vectors():
 def test_the_aligners_decoder_draws_what_the_world_renders(pool):
     """With true parameters and a true reading, only sampling blur and hair are left."""
     moments = MomentPool(pool)
-    images, points, face, labels, _ = moments.shards[0]
+    images, points, face, labels, _ = moments.rendered[0]
     rows = labels["row"]
     matrices = data.fit_similarity(points[rows], CROP_TEMPLATE)
     crops = warp(torch.from_numpy(images[rows.numpy()].copy()).float() / 255, matrices)
@@ -441,25 +442,49 @@ def test_parameters_read_from_an_embedding_stay_in_their_ranges():
         assert float(face[name].max()) <= high + margin, name
 
 
-def test_readers_and_detector_also_see_what_the_autoencoder_leaves(pool, tmp_path):
-    root = tmp_path / "pool"
-    root.mkdir()
-    for kind in ("frames", "clips"):
-        (root / kind).symlink_to(pool / kind)
-    vae = make_vae().eval()
-    before = len(MomentPool(root).shards)
-    build_decoded(vae, (0, 8), root, windows=2)
-    ((images, face, _, now),) = data.decoded(root)
-    assert images.shape == (34, 3, 64, 64) and len(now["yaw"]) == len(face["skull_w"]) == 34
-    frame = np.load(root / "decoded" / "0000" / "frame.npy")
-    assert all(len(set(window // 25)) == 1 for window in frame.reshape(2, 17))  # a window is of one clip
-    assert len(MomentPool(root).shards) == before + 1
-    task = DetectionTask(root, 10, batch=4)
-    assert len(task.shards) == len(DetectionTask(pool, 10).shards) + 1
+@pytest.fixture(scope="module")
+def with_decoded(pool, tmp_path_factory) -> Path:
+    """The rendered frames, and two shards of two windows that an autoencoder has left something of."""
+    root = tmp_path_factory.mktemp("decoded")
+    (root / "frames").symlink_to(pool / "frames")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("facelock.miniature.vae.DECODED", 2)
+        build_decoded(make_vae().eval(), 2, root)
+    return root
+
+
+def test_readers_and_detector_also_see_what_the_autoencoder_leaves(pool, with_decoded):
+    shards = [(pictures, face, now) for pictures, face, _, now in data.decoded(with_decoded)]
+    assert len(shards) == 2
+    for pictures, face, now in shards:
+        assert pictures["images"].shape == pictures["rendered"].shape == (2 * data.SPAN, 3, 64, 64)
+        assert not np.array_equal(pictures["images"], pictures["rendered"])
+        skull = face["skull_w"].view(2, data.SPAN)
+        assert bool((skull == skull[:, :1]).all()) and len(now["yaw"]) == 2 * data.SPAN
+    assert not torch.equal(shards[0][1]["jaw"], shards[1][1]["jaw"])
+    moments = MomentPool(with_decoded)
+    assert (len(moments.rendered), len(moments.decoded)) == (2, 1)  # the last windows are kept to measure on
+    assert np.array_equal(moments.decoded[0][0], shards[0][0]["images"])
+    assert np.array_equal(moments.unseen[0], shards[1][0]["images"])
+    task = DetectionTask(with_decoded, 10, batch=4)
+    assert len(task.shards) == len(DetectionTask(pool, 10).shards) + 2
     x, *_ = task.frames(4, torch.Generator().manual_seed(1))
     assert x.shape == (4, 3, 128, 128)
-    build_decoded(make_vae().eval(), (0, 8), root, windows=2)  # what is there is not made again
-    assert np.array_equal(np.load(root / "decoded" / "0000" / "images.npy"), images)
+    build_decoded(untrained(), 2, with_decoded)  # what is there is not made again
+    again = np.load(with_decoded / "decoded" / "0000" / "images.npy")
+    assert np.array_equal(again, shards[0][0]["images"])
+
+
+def test_an_identity_is_read_off_people_whom_the_recogniser_does_not_know(pool):
+    task = IdentityReaderTask(pool, Recogniser(), 10, batch=8)
+    assert task.vectors.shape == (12, 512) and task.wanted.shape == (12, len(IDENTITY))
+    known = data.vectors("train", 64)
+    assert float(torch.cdist(task.wanted, known).min()) > 0.5
+    # what the crops show is whose parameters are learned: a dark face has a dark picture
+    (shard,) = data.shards("people", pool)
+    tone = task.wanted[:, list(IDENTITY).index("skin_tone")]
+    bright = torch.from_numpy(shard["images"][:, :, 20:40, 20:36].astype(np.float32)).mean((1, 2, 3))
+    assert float(torch.corrcoef(torch.stack([tone, bright]))[0, 1].abs()) > 0.5
 
 
 def test_a_trip_through_pixels_is_fitted_and_wears_the_context(pool):
@@ -484,9 +509,9 @@ def test_a_trip_through_pixels_is_fitted_and_wears_the_context(pool):
     )
 
 
-def test_the_reader_compares_frames_of_the_same_clip(pool):
+def test_the_reader_compares_frames_of_the_same_clip(with_decoded):
     """What never changes within a clip is the same in both halves of a batch; what moves is not."""
-    moments = MomentPool(pool)
+    moments = MomentPool(with_decoded)
     kept = [OUTPUTS.index(name) for name in ("temperature", "beard", "glasses", "hair_r", "intensity")]
     moved = 0.0
     for seed in range(6):
@@ -499,13 +524,13 @@ def test_the_reader_compares_frames_of_the_same_clip(pool):
     assert moved > 0
 
 
-def test_a_reader_that_shrinks_motion_is_stretched(pool):
+def test_a_reader_that_shrinks_motion_is_stretched(with_decoded):
     class Shrinking(Reader):
         def forward(self, crops):
             mean, deviation = self.get_buffer("mean"), self.get_buffer("deviation")
             return mean + 0.8 * deviation * (self.truth - mean)
 
-    moments, reader = MomentPool(pool), Shrinking()
+    moments, reader = MomentPool(with_decoded), Shrinking()
     draw = moments.draw_unseen
 
     def remembered(n, generator):
@@ -599,6 +624,7 @@ def test_a_part_finds_all_that_it_learns_from(monkeypatch, tmp_path):
     for kind in train.SETS:
         monkeypatch.setitem(train.SETS, kind, 1)
     shop = Workshop(tmp_path)
+    monkeypatch.setattr("facelock.miniature.vae.DECODED", 2)
     train.train(shop, "reader", 1, 0)
-    assert shop.trained_here("reader") and data.count("frames", shop.pool) == 1
-    assert data.count("decoded", shop.pool) == data.count("clips", shop.pool) == 1
+    assert shop.trained_here("reader")
+    assert data.count("frames", shop.pool) == data.count("decoded", shop.pool) == 1

@@ -26,7 +26,7 @@ from facelock.miniature.model_aligner import (
     face_parameters,
 )
 from facelock.miniature.moments import packed, unpacked
-from facelock.miniature.parameters import IDENTITY, Params, take
+from facelock.miniature.parameters import IDENTITY, Params, identity_vector, take
 from facelock.miniature.recognition import Embed, arcface_crops, degrade
 from facelock.miniature.trainer import in_float32
 from facelock.nets.recogniser import Recogniser
@@ -119,34 +119,33 @@ class Moments(NamedTuple):
 
 
 class MomentPool:
-    """Rendered frames and clips with what the reader must read: exact labels, recomputed from the shards' seeds.
+    """Rendered frames and windows with what the reader must read: exact labels, recomputed from the shards' seeds.
 
     The last of several ``decoded`` shards is kept from training, to measure on.
     """
 
     def __init__(self, root: Path) -> None:
-        self.shards: list[Shard] = []
+        self.rendered, self.decoded = list[Shard](), list[Shard]()
         for i, s in enumerate(data.shards("frames", root)):
             count, size = s["images"].shape[0], s["images"].shape[-1]
             face, look, now, nobody = data.draw_frames("train", i, count, data.people("frames", count))
             keep = torch.nonzero(~nobody).flatten()
-            self._add(s["images"], keep, face, look, now, size, 1)
-        for images, face, look, now in data.clips(root):
-            every = images.reshape(-1, *images.shape[2:])
-            self._add(every, torch.arange(len(every)), face, look, now, 64, images.shape[1])
-        self.rendered = len(self.shards)
-        for images, face, look, now in data.decoded(root):
-            self._add(images, torch.arange(len(images)), face, look, now, 64, data.WINDOW)
-        several = len(self.shards) > self.rendered + 1
-        self.unseen = self.shards.pop() if several else self.shards[-1]
+            self.rendered.append(self._shard(s["images"], keep, face, look, now, size, 1))
+        for pictures, *shown in data.decoded(root):
+            every = torch.arange(len(pictures["images"]))
+            for name, to in (("rendered", self.rendered), ("images", self.decoded)):
+                to.append(self._shard(pictures[name], every, *shown, 64, data.SPAN))
+        several = len(self.decoded) > 1
+        self.unseen = self.decoded.pop() if several else [*self.rendered, *self.decoded][-1]
+        if several:
+            self.rendered.pop()
 
-    def _add(
+    def _shard(
         self, images: np.ndarray, keep: Tensor, face: Params, look: Params, now: Params, size: int, run: int
-    ) -> None:
-        """Take pictures over; each ``run`` of them, one after the other, is of one clip."""
+    ) -> Shard:
+        """Pictures with what they show; each ``run`` of them, one after the other, is of one clip."""
         points, _ = world.landmarks(face, now, size)
-        labels = labels_of(look, now)
-        self.shards.append((images, points, face, take(labels, keep) | {"row": keep}, run))
+        return images, points, face, take(labels_of(look, now), keep) | {"row": keep}, run
 
     def draw(self, n: int, generator: torch.Generator, *, decoded: bool = False) -> Moments:
         """``n`` canonical crops with a detector's jitter.
@@ -154,8 +153,7 @@ class MomentPool:
         As rendered, or ``decoded``: as the autoencoder leaves them, where that set was built. The second half shows
         other frames of the clips of the first half, or the same picture again where it is of no clip.
         """
-        choice = self.shards[self.rendered :] if decoded else self.shards[: self.rendered]
-        return self._crops(choice or self.shards, n, generator)
+        return self._crops((decoded and self.decoded) or self.rendered, n, generator)
 
     def draw_unseen(self, n: int, generator: torch.Generator) -> Moments:
         """The same out of the pictures that :meth:`draw` leaves out."""
@@ -323,15 +321,31 @@ def keep_motion(reader: nn.Module, pool: MomentPool, batches: int = 40) -> dict[
     return factors
 
 
+BLURRED = 0.3
+"""Share of the crops that the identity reader's embeddings are of which are blurred a little."""
+
+
 class IdentityReaderTask:
-    """Trains the map from the identity embedding to the renderer's face parameters."""
+    """Trains the map from the identity embedding to the renderer's face parameters.
+
+    On people whom the recogniser did not learn from: those it knows better than anybody whom it will meet.
+    """
 
     name, bf16, rate = "identity_reader", False, 2e-3
 
     def __init__(self, root: Path, recogniser: Recogniser, steps: int, batch: int = 512) -> None:
         self._build(recogniser, steps, batch)
-        self.pool = PairPool("faces", root, partial(embedding, recogniser))
-        self.vectors = data.vectors("train", int(self.pool.who.max()) + 1)
+        vectors, wanted = [], []
+        for i, s in enumerate(data.shards("people", root)):
+            g = data.seeded(13, i)
+            wanted.append(identity_vector(data.draw_people(i, len(s["images"]))[0]))
+            for rows in np.array_split(s["images"], len(s["images"]) // 256 + 1):
+                x = torch.from_numpy(np.array(rows)).float() / 255
+                if torch.rand(1, generator=g) < BLURRED:
+                    x = degrade(x, g, 0.6)
+                with torch.no_grad():
+                    vectors.append(embedding(recogniser, x))
+        self.vectors, self.wanted = torch.cat(vectors), torch.cat(wanted)
 
     def _build(self, recogniser: Recogniser, steps: int, batch: int) -> None:
         self.steps, self.batch = steps, batch
@@ -341,8 +355,8 @@ class IdentityReaderTask:
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Embeddings (B, 512) and the parameters of the faces they are of (B, V)."""
-        i = torch.randint(self.pool.who.shape[0], (self.batch,), generator=generator)
-        return self.pool.vectors[i], self.vectors[self.pool.who[i]]
+        i = torch.randint(len(self.vectors), (self.batch,), generator=generator)
+        return self.vectors[i], self.wanted[i]
 
     def loss(self, step: int, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Smooth L1 of the parameters, of which many are seen well and some hardly at all; and of the landmarks."""

@@ -42,6 +42,8 @@ POOL = 6000
 """Identities of the training splits."""
 WINDOW = 17
 """Frames of a clip that the autoencoder takes at once: 5 latents."""
+SPAN = 9
+"""Frames of the windows of the ``decoded`` set, 3 latents: a blink, and time to turn."""
 OFFSETS = (0, 8)
 """First frames of the windows that a clip is encoded at."""
 GROUP = 8
@@ -127,6 +129,23 @@ def render_faces(
     }
 
 
+def draw_people(shard: int, count: int) -> tuple[Params, Params, Params, Tensor]:
+    """Faces, looks and moments of a shard of people whom nothing else shows, and the crops (count, 2, 3) of them."""
+    g = seeded(SPLITS["train"], 12, shard)
+    face = sample_identity(count, g)
+    look, now = sample_appearance(count, g, face["feminine"]), sample_nuisance(count, g)
+    matrices = fit_similarity(world.landmarks(face, now, 256)[0], torch.tensor(ARCFACE) / 2 - 0.25)
+    return face, look, now, jitter(matrices, 56, g)
+
+
+def render_people(shard: int, count: int, device: str) -> dict[str, np.ndarray]:
+    """One shard of ArcFace crops of 56 pixels, each of another person."""
+    face, look, now, matrices = draw_people(shard, count)
+    rays = world.crop_rays(matrices.to(device), 56, 256)
+    images = world.render_rays(*(to_device(p, device) for p in (face, look, now)), rays)
+    return {"images": _u8(images)}
+
+
 def draw_frames(split: str, shard: int, count: int, pool: int) -> tuple[Params, Params, Params, Tensor]:
     """The parameters of a shard of frames, and which of them show nobody."""
     g = seeded(SPLITS[split], 8, shard)
@@ -158,15 +177,30 @@ def draw_clips(
     """Parameters of every frame (count · frames,) of a shard of clips, and the captions."""
     g = seeded(SPLITS[split], 9, shard)
     face = take(identities(split, pool), torch.randint(0, pool, (count,), generator=g))
-    look, base = sample_appearance(count, g, face["feminine"]), sample_nuisance(count, g)
-    action = torch.randint(0, len(ACTIONS), (count,), generator=g)
-    motion = torch.randint(0, len(MOTIONS), (count,), generator=g)
-    now = clip_nuisance(base, action, motion, frames, g)
+    look, base, action, motion, now = _moving(face, frames, g)
     rep = torch.arange(count).repeat_interleave(frames)
     text = [
         caption(face, look, base, int(action[i]), int(motion[i]), i, random_keep(g)) for i in range(count)
     ]
     return take(face, rep), take(look, rep), now, text
+
+
+def draw_windows(shard: int, count: int) -> tuple[Params, Params, Params]:
+    """The same of ``count`` windows of :data:`SPAN` frames, of people whom nothing else shows."""
+    g = seeded(SPLITS["train"], 13, shard)
+    face = sample_identity(count, g)
+    look, *_, now = _moving(face, SPAN, g)
+    rep = torch.arange(count).repeat_interleave(SPAN)
+    return take(face, rep), take(look, rep), now
+
+
+def _moving(face: Params, frames: int, g: torch.Generator) -> tuple[Params, Params, Tensor, Tensor, Params]:
+    """Looks, starts, actions and motions (n,) of clips of ``face``, and the moments of all frames (n · frames,)."""
+    count = len(face["jaw"])
+    look, base = sample_appearance(count, g, face["feminine"]), sample_nuisance(count, g)
+    action = torch.randint(0, len(ACTIONS), (count,), generator=g)
+    motion = torch.randint(0, len(MOTIONS), (count,), generator=g)
+    return look, base, action, motion, clip_nuisance(base, action, motion, frames, g)
 
 
 def render_clips(
@@ -187,6 +221,7 @@ KINDS: dict[str, Callable[[int, str], dict[str, np.ndarray]]] = {
     "faces": lambda i, dev: render_faces("train", i, 250, 6000, CROP, dev),
     "judge": lambda i, dev: render_faces("judge", i, 1000, 6000, CROP // 2, dev),
     "heldout": lambda i, dev: render_faces("heldout", i, 250, 200, CROP, dev),
+    "people": lambda i, dev: render_people(i, 5000, dev),
     "frames": lambda i, dev: render_frames("train", i, 2000, 6000, 128, dev),
     "clips": lambda i, dev: render_clips("train", i, 500, 6000, 25, 64, dev),
 }
@@ -195,19 +230,28 @@ KINDS: dict[str, Callable[[int, str], dict[str, np.ndarray]]] = {
 
 def build(kind: str, shards: int, root: Path, device: str = "cpu", first: int = 0) -> None:
     """Render the shards of a set that do not exist yet. How many were wanted is kept: see :func:`planned`."""
+    folder = planned_folder(kind, shards, root)
+    for i in range(first, shards):
+        if not (folder / f"{i:04d}").is_dir():
+            save_shard(kind, i, KINDS[kind](i, device), root)
+
+
+def planned_folder(kind: str, shards: int, root: Path) -> Path:
+    """Where the shards of a set go; how many are wanted is kept there."""
     (root / kind).mkdir(parents=True, exist_ok=True)
     (root / kind / "planned.txt").write_text(f"{shards}\n")
-    for i in range(first, shards):
-        folder = root / kind / f"{i:04d}"
-        if folder.is_dir():
-            continue
-        arrays = KINDS[kind](i, device)
-        temporary = folder.with_suffix(".part")
-        temporary.mkdir(parents=True, exist_ok=True)
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
-        temporary.rename(folder)
-        log.info("%s shard %d of %d", kind, i + 1, shards)
+    return root / kind
+
+
+def save_shard(kind: str, number: int, arrays: dict[str, np.ndarray], root: Path) -> None:
+    """Write a shard whole or not at all."""
+    folder = root / kind / f"{number:04d}"
+    temporary = folder.with_suffix(".part")
+    temporary.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        np.save(temporary / f"{name}.npy", array)
+    temporary.rename(folder)
+    log.info("%s shard %d", kind, number + 1)
 
 
 def planned(kind: str, root: Path) -> int | None:
@@ -234,15 +278,13 @@ def clips(root: Path) -> Iterator[tuple[np.ndarray, Params, Params, Params]]:
         yield images, *_drawn(folder, *images.shape[:2])
 
 
-def decoded(root: Path) -> Iterator[tuple[np.ndarray, Params, Params, Params]]:
-    """Pictures (N, 3, 64, 64) of each ``decoded`` shard, and the face, look and moment that each one shows."""
-    folders = sorted((root / "decoded").glob("[0-9]*[0-9]"))
-    for folder in folders:
-        clip = np.load(root / "clips" / folder.name / "images.npy", mmap_mode="r")
-        shown = _drawn(folder, *clip.shape[:2])
-        frame = torch.from_numpy(np.load(folder / "frame.npy"))
-        face, look, now = (take(p, frame) for p in shown)
-        yield np.load(folder / "images.npy", mmap_mode="r"), face, look, now
+def decoded(root: Path) -> Iterator[tuple[dict[str, np.ndarray], Params, Params, Params]]:
+    """Each shard of windows, ``rendered`` and ``images``, what the autoencoder leaves of them (both (N · SPAN, 3, 64,
+    64)); and the face, look and moment that each picture shows.
+    """
+    for folder in sorted((root / "decoded").glob("[0-9]*[0-9]")):
+        pictures = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("rendered", "images")}
+        yield pictures, *draw_windows(int(folder.name), len(pictures["images"]) // SPAN)
 
 
 def clip_landmarks(root: Path) -> Iterator[Tensor]:

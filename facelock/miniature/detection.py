@@ -101,8 +101,11 @@ class DetectionTask:
             y, x = torch.meshgrid(torch.arange(SIDE // s) * s, torch.arange(SIDE // s) * s, indexing="ij")
             self.centres[s] = torch.stack([x, y], -1).view(-1, 2).repeat_interleave(ANCHORS, 0).float()
 
-    def _small(self, images: np.ndarray, face: Params, _: Params, now: Params) -> dict[str, np.ndarray]:
+    def _small(
+        self, pictures: dict[str, np.ndarray], face: Params, _: Params, now: Params
+    ) -> dict[str, np.ndarray]:
         """A shard of what the blueprint's autoencoder leaves; its labels are in ``SIDE`` pixels."""
+        images = pictures["images"]
         points, boxes = world.landmarks(face, now, SIDE)
         nobody = np.zeros(len(images), dtype=bool)
         return {"images": images, "landmarks": points.numpy(), "boxes": boxes.numpy(), "nobody": nobody}

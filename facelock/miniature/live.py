@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from facelock.miniature import data, world
 from facelock.miniature.alignment import (
+    BLURRED,
     CROP_TEMPLATE,
     DECODED,
     SIDE,
@@ -214,7 +215,7 @@ class LiveIdentityReader(Live, IdentityReaderTask):
     def draw(self, step: int, generator: torch.Generator) -> tuple[Any, ...]:
         """Packed people and moments, crops, and the people's parameters (B, V)."""
         face = sample_identity(self.batch, generator)
-        blur = float(torch.rand(1, generator=generator)) < 0.3
+        blur = float(torch.rand(1, generator=generator)) < BLURRED
         return *portraits(face, generator), identity_vector(face), blur, seed_of(generator)
 
     def show(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -38,24 +38,20 @@ def build_set(shop: Workshop, kind: str, count: int | None) -> None:
     """Render a set; ``decoded`` needs the trained autoencoder, the others nothing."""
     if kind == "decoded" and shop.live:
         shop.windows()
-        return
-    if kind != "decoded":
-        data.build(kind, count or SETS[kind], shop.pool, shop.device)
-        return
-    from facelock.miniature.vae import build_decoded
+    elif kind == "decoded":
+        from facelock.miniature.vae import build_decoded
 
-    build_decoded(shop.vae(), data.OFFSETS, shop.pool)
+        build_decoded(shop.vae(), count or SETS[kind], shop.pool)
+    else:
+        data.build(kind, count or SETS[kind], shop.pool, shop.device)
 
 
 def render_missing(shop: Workshop, kinds: Sequence[str]) -> None:
     """Render the sets that are not there, and go on with those whose rendering was stopped."""
     for kind in kinds:
-        if kind != "decoded":
-            planned = data.planned(kind, shop.pool)
-            if planned is not None or not (shop.pool / kind).is_dir():
-                build_set(shop, kind, planned)
-        elif data.count("decoded", shop.pool) < data.count("clips", shop.pool):
-            build_set(shop, kind, None)
+        planned = data.planned(kind, shop.pool)
+        if planned is not None or not (shop.pool / kind).is_dir():
+            build_set(shop, kind, planned)
 
 
 def export(shop: Workshop, parts: tuple[str, ...], models: Path) -> None:
@@ -230,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
         return _options(commands.add_parser(name, help=text), False)
 
     p = command("data", "render the training sets")
-    p.add_argument("kind", choices=[*SETS, "decoded", "all"])
+    p.add_argument("kind", choices=[*SETS, "all"])
     p.add_argument("--shards", type=int)
     p = command("train", "train one part, or all in order; renders the sets it lacks; resumes")
     p.add_argument(
@@ -256,7 +252,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     shop = Workshop(args.root, str(resolve_device(args.device)), args.windows)
     if args.command == "data":
-        for kind in SETS if args.kind == "all" else (args.kind,):
+        every = [kind for kind in SETS if kind != "decoded"]  # that one waits for the autoencoder
+        for kind in every if args.kind == "all" else (args.kind,):
             build_set(shop, kind, args.shards)
     elif args.command == "train":
         for part, seconds in _wanted(parser, args.parts):

@@ -20,7 +20,7 @@ from facelock.blueprint.wan_vae_cpu import accelerate_vae
 from facelock.miniature import data, world
 from facelock.miniature.alignment import detected, labels_of, warp
 from facelock.miniature.model_aligner import OUTPUTS, Reader
-from facelock.miniature.parameters import Params, take
+from facelock.miniature.parameters import Params, take, to_device
 from facelock.miniature.trainer import in_float32
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ FEATURES = 24.0
 """What an error in the middle of an eye or mouth counts for more than one elsewhere, while the autoencoder learns."""
 WINDOWS = ((12, 1), (1, data.WINDOW), (2, 9), (2, 9))
 """Clips and frames of one step after the other: stills teach space, clips teach time."""
+DECODED = 1000
+"""Windows of a shard of the ``decoded`` set."""
 READ = 0.3
 """Weight of what a reader that learns along with it cannot tell from its frames."""
 TOLD = {
@@ -282,35 +284,28 @@ def neighbourhoods(z: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def build_decoded(vae: nn.Module, offsets: tuple[int, ...], root: Path, windows: int = 480) -> None:
-    """Render the ``decoded`` set: windows of the clips as the autoencoder leaves them, a little noise on the latents.
+def build_decoded(vae: nn.Module, shards: int, root: Path) -> None:
+    """Render the ``decoded`` set: windows, and what the autoencoder leaves of them, a little noise on the latents.
 
-    What detector and aligner meet in a clip. Shard i belongs to shard i of the clips; ``frame`` says which of its
-    frames each picture shows.
+    What detector and aligner meet in a clip.
     """
-    for number, clip in enumerate(data.shards("clips", root)):
-        count, length = clip["images"].shape[:2]
-        folder = root / "decoded" / f"{number:04d}"
-        if folder.is_dir():
+    folder, device = data.planned_folder("decoded", shards, root), _device(vae)
+    for number in range(shards):
+        if (folder / f"{number:04d}").is_dir():
             continue
-        log.info("decoded shard %d", number + 1)
-        g = data.seeded(41, number)
-        row = torch.randperm(count, generator=g)[:windows]
-        first = torch.tensor(offsets)[torch.randint(len(offsets), (len(row),), generator=g)]
-        frame = (row * length + first)[:, None] + torch.arange(data.WINDOW)
-        pictures = clip["images"].reshape(-1, *clip["images"].shape[2:])
-        z = torch.cat([_encode(vae, pictures[part.numpy()]) for part in frame.split(4)])
-        amount = 0.25 * torch.rand(len(row), 1, 1, 1, 1, generator=g)
-        z = z + amount * z.std((0, 2, 3, 4), keepdim=True) * torch.randn(z.shape, generator=g)
-        device = _device(vae)
-        with torch.autocast(device.type, torch.bfloat16):
-            frames = torch.cat([vae.decode(part.to(device)).sample.float().cpu() for part in z.split(4)])
-        part = folder.with_suffix(".part")
-        part.mkdir(parents=True, exist_ok=True)
-        images = ((frames.transpose(1, 2) / 2 + 0.5).clamp(0, 1) * 255).round().byte()
-        np.save(part / "images.npy", images.flatten(0, 1).numpy())
-        np.save(part / "frame.npy", frame.flatten().numpy())
-        part.rename(folder)
+        shown = data.draw_windows(number, DECODED)
+        g, pictures = data.seeded(41, number), dict[str, list[Tensor]](rendered=[], images=[])
+        for first in range(0, DECODED, 8):
+            rows = slice(first * data.SPAN, (first + 8) * data.SPAN)
+            frames = world.render(*(to_device(take(p, rows), device) for p in shown), 64)
+            video = frames.unflatten(0, (-1, data.SPAN)).transpose(1, 2) * 2 - 1
+            z = vae.encode(video).latent_dist.mean.float()
+            amount = 0.25 * torch.rand(len(z), 1, 1, 1, 1, generator=g)
+            noise = amount * torch.randn(z.shape, generator=g)
+            left = vae.decode(z + noise.to(device) * z.std((0, 2, 3, 4), keepdim=True)).sample.float()
+            for name, x in (("rendered", frames), ("images", (left / 2 + 0.5).transpose(1, 2).flatten(0, 1))):
+                pictures[name].append((x.clamp(0, 1) * 255).round().byte().cpu())
+        data.save_shard("decoded", number, {k: torch.cat(v).numpy() for k, v in pictures.items()}, root)
 
 
 @torch.no_grad()

@@ -48,14 +48,14 @@ WINDOWS = 48000
 """Clips that a GPU encodes for the blueprint; half of them are decoded again, for those who read faces."""
 GAIN = 16.0
 """What an error in the middle of an eye or mouth counts for more than one elsewhere, while the blueprint learns."""
-SETS = {"faces": 16, "judge": 4, "heldout": 2, "frames": 6, "clips": 14}
+SETS = {"faces": 16, "judge": 4, "heldout": 2, "people": 24, "decoded": 20, "frames": 6, "clips": 14}
 LEARNS_FROM: dict[str, tuple[str, ...]] = {
     "recogniser": ("faces",),
     "judge": ("judge",),
     "vae": ("clips",),
-    "detector": ("frames", "clips", "decoded"),
-    "reader": ("frames", "clips", "decoded"),
-    "identity_reader": ("faces",),
+    "detector": ("frames", "decoded"),
+    "reader": ("frames", "decoded"),
+    "identity_reader": ("people",),
     "aligner": ("faces",),
     "restorer": ("faces",),
     "upscaler": (),
