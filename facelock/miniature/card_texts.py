@@ -104,11 +104,11 @@ CARDS: dict[str, Card] = {
             "the 512 numbers."
         ),
         data=(
-            "Reader: frames and clips as rendered and as the autoencoder leaves them, with the renderer's exact "
-            "labels; least squares, the error in what changes within a clip weighs double. Identity reader: "
-            "embeddings of rendered faces and their exact parameters. Compositor: pairs of two people under one "
-            "moment; input the one, mostly degraded, target the other, embedding from another picture of the "
-            "target."
+            "Reader: frames and windows as rendered and as the autoencoder leaves them, with the renderer's exact "
+            "labels; least squares, the error in what changes within a window weighs double. Identity reader: "
+            "embeddings of people whom the recogniser did not learn from, and their exact parameters. Compositor: "
+            "pairs of two people under one moment; input the one, mostly degraded, target the other, embedding "
+            "from another picture of the target."
         ),
         limits=(
             "PSNR here measures where features are more than how sharp: the true face itself, drawn one pixel "
