@@ -628,3 +628,17 @@ def test_a_part_finds_all_that_it_learns_from(monkeypatch, tmp_path):
     train.train(shop, "reader", 1, 0)
     assert shop.trained_here("reader")
     assert data.count("frames", shop.pool) == data.count("decoded", shop.pool) == 1
+
+
+@pytest.mark.parametrize("known", [{"amx_bf16": True}, {"avx512_bf16": True}, {}])
+def test_a_processor_computes_in_bfloat16_only_where_it_gains_by_it(tmp_path, monkeypatch, known):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    task, seen = UpscalingTask(1, count=2), []
+
+    def loss(step, batch):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return next(task.module.parameters()).sum(), {}
+
+    monkeypatch.setattr(task, "loss", loss)
+    Trainer(task, tmp_path).run()
+    assert seen == [bool(known)]

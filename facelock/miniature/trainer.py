@@ -32,6 +32,7 @@ class Task(Protocol):
     steps: int
     rate: float
     bf16: bool
+    """Whether bfloat16 is enough, where the device gains by it."""
 
     def draw(self, step: int, generator: torch.Generator) -> Batch:
         """Draw a batch, and all else that is random, on the CPU: a seed means the same on every device."""
@@ -120,7 +121,8 @@ class Trainer:
             group["lr"] = self.schedule(self.step, done)
         generator = torch.Generator().manual_seed(self.seed * 10_000_019 + self.step)
         batch = moved(self.task.draw(self.step, generator), self.device)
-        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.task.bf16):
+        fast = self.task.bf16 and fast_in_bfloat16(self.device)
+        with torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=fast):
             loss, figures = self.task.loss(self.step, batch)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -204,6 +206,14 @@ def device_name(device: str | torch.device) -> str:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} CPU threads"
+
+
+def fast_in_bfloat16(device: str | torch.device) -> bool:
+    """Whether networks run faster in bfloat16 there; a processor without instructions for it takes twice as long."""
+    if torch.device(device).type != "cpu":
+        return True
+    known = getattr(torch.cpu, "get_capabilities", dict[str, bool])()  # older versions of torch do not tell
+    return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
 
 
 def in_float32(device: torch.device) -> AbstractContextManager[Any]:
