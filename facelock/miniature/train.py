@@ -122,7 +122,7 @@ def _swapper(shop: Workshop, part: str) -> nn.Module:
         if name == part or shop.trained_here(name):
             shop.latest(name, module)
             if name == "reader" and part == "aligner":  # what the restorer reads is sharp
-                log.info("pose stretched by %s", keep_motion(module, MomentPool(shop.pool)))
+                log.info("stretched by %s", keep_motion(module, MomentPool(shop.pool)))
     return net.eval()
 
 
