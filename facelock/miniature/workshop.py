@@ -69,7 +69,7 @@ STEPS = {
     "detector": 3400,
     "vae": 11800,
     "reader": 5000,
-    "identity_reader": 3000,
+    "identity_reader": 4000,
     "aligner": 2500,
     "restorer": 3000,
     "upscaler": 1000,
