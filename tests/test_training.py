@@ -22,14 +22,9 @@ from facelock.miniature.alignment import (
     CROP_TEMPLATE,
     SIDE,
     AlignmentTask,
-    IdentityReaderTask,
-    MomentPool,
     PairPool,
-    ReaderTask,
     crop_labels,
     embedding,
-    keep_motion,
-    moment_of,
     warp,
 )
 from facelock.miniature.bundled import load_bundled
@@ -37,6 +32,7 @@ from facelock.miniature.detection import DetectionTask
 from facelock.miniature.diffusion import Blueprint, DiffusionTask, make_tokenizer, normalise, sample
 from facelock.miniature.model_aligner import OUTPUTS, ModelAligner, Reader, draw_face, face_parameters
 from facelock.miniature.parameters import IDENTITY
+from facelock.miniature.reading import IdentityReaderTask, MomentPool, ReaderTask, keep_motion, moment_of
 from facelock.miniature.recognition import FacePool, RecognitionTask, raw_codes, verification, whiten
 from facelock.miniature.tiny_decoder import TinyDecoderTask, make_pairs, make_tiny_decoder
 from facelock.miniature.trainer import Trainer, averaged, moved
@@ -633,6 +629,14 @@ def test_a_part_finds_all_that_it_learns_from(monkeypatch, tmp_path):
     train.train(shop, "reader", 1, 0)
     assert shop.trained_here("reader")
     assert data.count("frames", shop.pool) == data.count("decoded", shop.pool) == 1
+    # exported where a GPU trained it, which needs no sets, it is stretched all the same
+    (shop.pool).rename(tmp_path / "away")
+    stretched = []
+    monkeypatch.setattr(
+        "facelock.miniature.reading.keep_motion", lambda _, pool: stretched.append(pool.unseen)
+    )
+    train._swapper(shop, "aligner")
+    assert stretched[0][0].shape == (2 * data.SPAN, 3, 64, 64)
 
 
 @pytest.mark.parametrize("known", [{"amx_bf16": True}, {"avx512_bf16": True}, {}])

@@ -16,13 +16,9 @@ from torch import Tensor, nn
 
 from facelock.miniature import data, world
 from facelock.miniature.alignment import (
-    BLURRED,
     CROP_TEMPLATE,
-    DECODED,
     SIDE,
     AlignmentTask,
-    IdentityReaderTask,
-    ReaderTask,
     detected,
     embedding,
     labels_of,
@@ -50,6 +46,7 @@ from facelock.miniature.parameters import (
     sample_nuisance,
     take,
 )
+from facelock.miniature.reading import BLURRED, DECODED, IdentityReaderTask, ReaderTask
 from facelock.miniature.recognition import SIZE, RecognitionTask, degrade
 from facelock.miniature.tiny_decoder import TinyDecoderTask, make_tiny_decoder
 from facelock.miniature.trainer import in_bfloat16, in_float32, moved, normal_numbers, seed_of

@@ -35,11 +35,11 @@ def make_task(part: str, shop: Workshop, steps: int) -> Any:
 
         return VaeTask(shop.pool, steps)
     if part == "reader":
-        from facelock.miniature.alignment import ReaderTask
+        from facelock.miniature.reading import ReaderTask
 
         return ReaderTask(shop.pool, steps)
     if part == "identity_reader":
-        from facelock.miniature.alignment import IdentityReaderTask
+        from facelock.miniature.reading import IdentityReaderTask
 
         return IdentityReaderTask(shop.pool, shop.recogniser(), steps)  # type: ignore[arg-type]
     if part in ("aligner", "restorer"):

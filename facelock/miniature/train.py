@@ -114,14 +114,17 @@ def _tiny_decoder(shop: Workshop) -> nn.Module:
 
 def _swapper(shop: Workshop, part: str) -> nn.Module:
     """The compositor of ``part`` around the latest readers, which may have learned on; else as they ship."""
-    from facelock.miniature.alignment import MomentPool, keep_motion
     from facelock.miniature.model_aligner import ModelAligner
+    from facelock.miniature.reading import MomentPool, keep_motion
+    from facelock.miniature.vae import build_decoded
 
     net = ModelAligner(restores=part == "restorer")
     for name, module in ((part, net), ("reader", net.reader), ("identity_reader", net.identity)):
         if name == part or shop.trained_here(name):
             shop.latest(name, module)
             if name == "reader" and part == "aligner":  # what the restorer reads is sharp
+                if not data.count("decoded", shop.pool):  # a GPU trains without sets
+                    build_decoded(shop.vae(), 1, shop.pool)
                 log.info("stretched by %s", keep_motion(module, MomentPool(shop.pool)))
     return net.eval()
 
