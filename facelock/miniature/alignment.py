@@ -16,11 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facelock.miniature import data, world
-from facelock.miniature.model_aligner import (
-    MOMENT,
-    OUTPUTS,
-    ModelAligner,
-)
+from facelock.miniature.model_aligner import MOMENT, OUTPUTS, ModelAligner
 from facelock.miniature.parameters import Params
 from facelock.miniature.recognition import Embed, arcface_crops, degrade
 from facelock.miniature.trainer import in_float32

@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 SPLITS = {"train": 11, "judge": 22, "heldout": 33}
 ARCFACE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 """The 112×112 template of ArcFace (insightface ``face_align.arcface_dst``)."""
+VIEW = 56
+"""Pixels of the crop that recognisers see: half of ArcFace's."""
+VIEW_TEMPLATE = torch.tensor(ARCFACE) / 2 - 0.25
+"""ArcFace's landmarks in it."""
 MARGIN = 16
 """Pixels around the 112 template in a stored crop, at full scale."""
 CROP = 144
@@ -133,15 +137,21 @@ def draw_people(shard: int, count: int) -> tuple[Params, Params, Params, Tensor]
     """Faces, looks and moments of a shard of people whom nothing else shows, and the crops (count, 2, 3) of them."""
     g = seeded(SPLITS["train"], 12, shard)
     face = sample_identity(count, g)
+    return face, *portraits(face, g)
+
+
+def portraits(face: Params, g: torch.Generator) -> tuple[Params, Params, Tensor]:
+    """A look and a moment for each face, and a detector's :data:`VIEW`-pixel crop (n, 2, 3) of a frame of 256."""
+    count = len(face["jaw"])
     look, now = sample_appearance(count, g, face["feminine"]), sample_nuisance(count, g)
-    matrices = fit_similarity(world.landmarks(face, now, 256)[0], torch.tensor(ARCFACE) / 2 - 0.25)
-    return face, look, now, jitter(matrices, 56, g)
+    matrices = fit_similarity(world.landmarks(face, now, 256)[0], VIEW_TEMPLATE)
+    return look, now, jitter(matrices, VIEW, g)
 
 
 def render_people(shard: int, count: int, device: str) -> dict[str, np.ndarray]:
     """One shard of ArcFace crops of 56 pixels, each of another person."""
     face, look, now, matrices = draw_people(shard, count)
-    rays = world.crop_rays(matrices.to(device), 56, 256)
+    rays = world.crop_rays(matrices.to(device), VIEW, 256)
     images = world.render_rays(*(to_device(p, device) for p in (face, look, now)), rays)
     return {"images": _u8(images)}
 
@@ -177,7 +187,7 @@ def draw_clips(
     """Parameters of every frame (count · frames,) of a shard of clips, and the captions."""
     g = seeded(SPLITS[split], 9, shard)
     face = take(identities(split, pool), torch.randint(0, pool, (count,), generator=g))
-    look, base, action, motion, now = _moving(face, frames, g)
+    look, base, action, motion, now = moving(face, frames, g)
     rep = torch.arange(count).repeat_interleave(frames)
     text = [
         caption(face, look, base, int(action[i]), int(motion[i]), i, random_keep(g)) for i in range(count)
@@ -189,12 +199,12 @@ def draw_windows(shard: int, count: int) -> tuple[Params, Params, Params]:
     """The same of ``count`` windows of :data:`SPAN` frames, of people whom nothing else shows."""
     g = seeded(SPLITS["train"], 13, shard)
     face = sample_identity(count, g)
-    look, *_, now = _moving(face, SPAN, g)
+    look, *_, now = moving(face, SPAN, g)
     rep = torch.arange(count).repeat_interleave(SPAN)
     return take(face, rep), take(look, rep), now
 
 
-def _moving(face: Params, frames: int, g: torch.Generator) -> tuple[Params, Params, Tensor, Tensor, Params]:
+def moving(face: Params, frames: int, g: torch.Generator) -> tuple[Params, Params, Tensor, Tensor, Params]:
     """Looks, starts, actions and motions (n,) of clips of ``face``, and the moments of all frames (n · frames,)."""
     count = len(face["jaw"])
     look, base = sample_appearance(count, g, face["feminine"]), sample_nuisance(count, g)

@@ -90,7 +90,7 @@ class DetectionTask:
     def __init__(self, root: Path, steps: int, batch: int = 48) -> None:
         self._build(steps, batch)
         self.shards = list(data.shards("frames", root))
-        self.shards += [self._small(*shard) for shard in data.decoded(root)]
+        self.shards += [self._small(left["images"], face, now) for left, face, _, now in data.decoded(root)]
 
     def _build(self, steps: int, batch: int) -> None:
         self.steps, self.batch = steps, batch
@@ -101,11 +101,8 @@ class DetectionTask:
             y, x = torch.meshgrid(torch.arange(SIDE // s) * s, torch.arange(SIDE // s) * s, indexing="ij")
             self.centres[s] = torch.stack([x, y], -1).view(-1, 2).repeat_interleave(ANCHORS, 0).float()
 
-    def _small(
-        self, pictures: dict[str, np.ndarray], face: Params, _: Params, now: Params
-    ) -> dict[str, np.ndarray]:
+    def _small(self, images: np.ndarray, face: Params, now: Params) -> dict[str, np.ndarray]:
         """A shard of what the blueprint's autoencoder leaves; its labels are in ``SIDE`` pixels."""
-        images = pictures["images"]
         points, boxes = world.landmarks(face, now, SIDE)
         nobody = np.zeros(len(images), dtype=bool)
         return {"images": images, "landmarks": points.numpy(), "boxes": boxes.numpy(), "nobody": nobody}

@@ -8,19 +8,14 @@ import torch
 from torch import Tensor
 
 from facelock.miniature import data, world
-from facelock.miniature.motion import clip_nuisance
 from facelock.miniature.parameters import (
-    ACTIONS,
     APPEARANCE,
     IDENTITY,
-    MOTIONS,
     NUISANCE,
     Params,
     sample_appearance,
     sample_identity,
-    sample_nuisance,
 )
-from facelock.miniature.recognition import SIZE, TEMPLATE
 
 FRAME = 256
 """Pixels of the frame that canonical crops are cut from."""
@@ -53,11 +48,9 @@ def clips(
     n: int, frames: int, generator: torch.Generator
 ) -> tuple[Params, Params, Params, Params, Tensor, Tensor]:
     """Face, look and start (n,), the moments of all frames (n · frames,), action and motion (n,)."""
-    face, look = people(n, generator)
-    base = sample_nuisance(n, generator)
-    action = torch.randint(0, len(ACTIONS), (n,), generator=generator)
-    motion = torch.randint(0, len(MOTIONS), (n,), generator=generator)
-    return face, look, base, clip_nuisance(base, action, motion, frames, generator), action, motion
+    face = sample_identity(n, generator)
+    look, base, action, motion, now = data.moving(face, frames, generator)
+    return face, look, base, now, action, motion
 
 
 def shown(still: Tensor, moving: Tensor) -> tuple[Params, Params, Params]:
@@ -74,7 +67,5 @@ def rendered(still: Tensor, moving: Tensor, matrices: Tensor, side: int) -> Tens
 
 def portraits(face: Params, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """A look and a moment for each face, packed, and the recogniser's crop of it with a detector's jitter."""
-    n = len(face["jaw"])
-    look, now = sample_appearance(n, generator, face["feminine"]), sample_nuisance(n, generator)
-    matrices = data.fit_similarity(world.landmarks(face, now, FRAME)[0], TEMPLATE)
-    return packed(face | look, STILL), packed(now, MOVING), data.jitter(matrices, SIZE, generator)
+    look, now, matrices = data.portraits(face, generator)
+    return packed(face | look, STILL), packed(now, MOVING), matrices

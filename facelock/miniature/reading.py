@@ -182,13 +182,13 @@ def keep_motion(reader: nn.Module, pool: MomentPool, batches: int = 40) -> dict[
     """
     drawn = [pool.draw_unseen(64, torch.Generator().manual_seed(i)) for i in range(batches)]
     reader.eval()
-    truth = torch.cat([each.labels for each in drawn])
-    read = torch.cat([reader(each.crops) for each in drawn])
-
-    def changes(values: Tensor) -> Tensor:
-        return torch.cat([change_in_clip(rows) for rows in values.split(64)])
-
-    ratio = (changes(truth).square().mean(0) / changes(read).square().mean(0).clamp(min=1e-9)).sqrt()
+    truths, readings = [each.labels for each in drawn], [reader(each.crops) for each in drawn]
+    there, said = (
+        torch.cat([change_in_clip(rows) for rows in all_rows]).square().mean(0)
+        for all_rows in (truths, readings)
+    )
+    ratio = (there / said.clamp(min=1e-9)).sqrt()
+    truth, read = torch.cat(truths), torch.cat(readings)
     centred = read - read.mean(0)
     slope = (centred * truth).mean(0) / centred.square().mean(0).clamp(min=1e-9)
     most = torch.maximum(ratio, slope).clamp(1, STRETCH_LIMIT)

@@ -19,9 +19,7 @@ from facelock.nets.crate import Crate
 from facelock.nets.recogniser import Recogniser
 from facelock.protocols import Encoder
 
-SIZE = 56
-TEMPLATE = torch.tensor(data.ARCFACE) / 2 - 0.25
-"""ArcFace's landmarks in a crop of ``SIZE`` pixels."""
+SIZE, TEMPLATE = data.VIEW, data.VIEW_TEMPLATE
 
 
 Noise = Callable[[Sequence[int]], Tensor]
