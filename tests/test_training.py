@@ -162,8 +162,10 @@ def test_training_goes_on_from_the_weights_that_ship(tmp_path, pool, monkeypatch
     load_bundled("blueprint", Blueprint(len(make_tokenizer())))
     load_bundled("tiny_decoder", make_tiny_decoder())
     load_bundled("judge", RecognitionTask("judge", pool, 1, batch=8).module)
-    with pytest.raises(ConfigError, match="another network"):  # what ships lacks the heads that taught it
-        load_bundled("recogniser", RecognitionTask("recogniser", pool, 1, batch=8).module)
+    module = load_bundled("recogniser", RecognitionTask("recogniser", pool, 1, batch=8).module)
+    crops = torch.rand(2, 3, 56, 56)  # in training too: its batch norms are at rest
+    shipped = load_bundled("recogniser", Recogniser()).eval().forward_code(crops)
+    assert torch.allclose(module["net"].forward_code(crops), shipped, atol=1e-5)
     with pytest.raises(ConfigError, match="cannot go on"):
         load_bundled("judges", Recogniser())
     with pytest.raises(ConfigError, match="another network"):
