@@ -17,7 +17,7 @@ from facelock.assets import asset_dir
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
 from facelock.errors import ConfigError
 from facelock.guidance import load_tiny_decoder
-from facelock.miniature import data, export, train, world
+from facelock.miniature import data, export, recognition, train, world
 from facelock.miniature.alignment import (
     CROP_TEMPLATE,
     SIDE,
@@ -152,6 +152,31 @@ def test_a_resumed_training_equals_an_uninterrupted_one(pool, tmp_path):
     Trainer(make(), tmp_path / "parts").run()
     whole, parts = (averaged(tmp_path / f, make().module).state_dict() for f in ("whole", "parts"))
     assert all(torch.allclose(whole[k].float(), parts[k].float(), atol=1e-6) for k in whole)
+
+
+@torch.no_grad()
+def test_a_recogniser_that_learned_on_is_turned_to_the_one_before(pool):
+    before, after = (load_bundled("recogniser", Recogniser()).eval() for _ in range(2))
+    axes = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(1)))[0]
+    after.whiten.weight.copy_(axes @ after.whiten.weight)
+    after.whiten.bias.copy_(axes @ after.whiten.bias)
+    view = torch.rand(8, 3, 112, 112) * 2 - 1
+    lost = float(torch.cosine_similarity(after(view), before(view)).mean())
+    recognition.turn(after, before, FacePool("faces", pool), count=256)
+    found, known = (torch.nn.functional.normalize(net(view)) for net in (after, before))
+    assert lost < 0.6 and float((found * known).sum(1).min()) > 0.99
+    assert torch.allclose(found @ found.T, known @ known.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("bundled", [True, False])
+def test_a_recogniser_from_nothing_is_turned_to_none(bundled, tmp_path, pool, monkeypatch):
+    shop, turned = train.Workshop(tmp_path), []
+    (tmp_path / "pool").symlink_to(pool)
+    monkeypatch.setattr(recognition, "whiten", lambda *_: None)
+    monkeypatch.setattr(recognition, "turn", lambda *_: turned.append(1))
+    train.train(shop, "recogniser", 1, 0, bundled)
+    shop.recogniser()
+    assert bool(turned) == bundled
 
 
 def test_training_goes_on_from_the_weights_that_ship(tmp_path, pool, monkeypatch):

@@ -187,6 +187,27 @@ def whiten(net: nn.Module, pool: FacePool, count: int = 12000) -> None:
     net.whiten.bias.data.copy_((-matrix @ centre).float())
 
 
+def whitened_codes(net: nn.Module) -> Embed:
+    """The codes of a network in training's shape, after whitening: its embeddings but for what only lays them out."""
+    raw = raw_codes(net)
+    return lambda x: net.whiten(raw(x))  # type: ignore[operator, no-any-return]
+
+
+@torch.no_grad()
+def turn(net: nn.Module, like: nn.Module, pool: FacePool, count: int = 4000) -> None:
+    """Turn ``net.whiten`` until its embeddings lie as near to those of ``like`` as they can; no cosine changes.
+
+    So what has learned to read the one, reads the other nearly as well. Orthogonal Procrustes (Schönemann 1966).
+    """
+    ours, theirs = (
+        F.normalize(codes(whitened_codes(n), pool, count, 94, blur=False)[0]) for n in (net, like)
+    )
+    left, _, right = torch.linalg.svd((ours.T @ theirs).double())
+    turned = (left @ right).T.float()
+    net.whiten.weight.copy_(turned @ net.whiten.weight)
+    net.whiten.bias.copy_(turned @ net.whiten.bias)
+
+
 @torch.no_grad()
 def verification(embed: Embed, pool: FacePool, *, blur: bool = False, count: int = 3000) -> dict[str, float]:
     """Held-out verification over all pairs: means, true-accept rates and the thresholds at fixed false-accept rates."""

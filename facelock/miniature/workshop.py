@@ -132,7 +132,7 @@ class Workshop:
         return self._whitened("judge", "judge")
 
     def _whitened(self, part: str, kind: str) -> nn.Module:
-        from facelock.miniature.recognition import FacePool, whiten
+        from facelock.miniature.recognition import FacePool, turn, whiten
         from facelock.nets.crate import Crate
 
         net: Any = averaged(self.folder(part), Crate() if part == "judge" else Recogniser(), "net.")
@@ -144,14 +144,25 @@ class Workshop:
             or path.stat().st_mtime < (self.folder(part) / "state.safetensors").stat().st_mtime
         ):
             if (self.pool / kind).is_dir():
-                whiten(net, FacePool(kind, self.pool))
+                pool: Any = FacePool(kind, self.pool)
             else:
                 from facelock.miniature.live import LiveFaces
 
-                whiten(net, LiveFaces("judge" if part == "judge" else "train", self.device))
+                pool = LiveFaces("judge" if part == "judge" else "train", self.device)
+            whiten(net, pool)
+            # Spares those who read it most of their learning.
+            if part == "recogniser" and self._went_on(part):
+                turn(net, load_bundled(part, Recogniser()).eval(), pool)
             save_file({"weight": net.whiten.weight.data, "bias": net.whiten.bias.data}, path)
         net.whiten.load_state_dict(load_file(path))
         return net
+
+    def _went_on(self, part: str) -> bool:
+        """Whether the training of ``part`` began with the weights that ship."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder(part) / "state.safetensors", "pt") as file:
+            return file.metadata().get("origin", "[]") != "[]"
 
     def vae(self) -> nn.Module:
         """The trained autoencoder, or the one that ships, accelerated."""
