@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache, partial
 from pathlib import Path
 
@@ -53,6 +54,8 @@ from facelock.miniature.workshop import Workshop
 from facelock.nets.compact_sr import CompactSR
 from facelock.nets.recogniser import Recogniser
 from facelock.nets.scrfd import Scrfd, ScrfdExport
+from facelock.weights import sha256_file
+from facelock.weights.catalog import Catalog
 
 TINY = {
     "faces": lambda i, dev: data.render_faces("train", i, 4, 16, data.CROP, dev),
@@ -177,6 +180,36 @@ def test_a_recogniser_from_nothing_is_turned_to_none(bundled, tmp_path, pool, mo
     train.train(shop, "recogniser", 1, 0, bundled)
     shop.recogniser()
     assert bool(turned) == bundled
+
+
+def test_an_exported_recogniser_is_measured_and_listed_anew(tmp_path, pool, monkeypatch):
+    models, shop = tmp_path / "models", train.Workshop(tmp_path)
+    shutil.copytree(asset_dir("models"), models)
+    shop.pool.mkdir()
+    for kind in ("faces", "heldout"):
+        (shop.pool / kind).symlink_to(pool / "faces")
+    monkeypatch.setattr(recognition, "whiten", lambda net, _: net.whiten.weight.mul_(2))
+    monkeypatch.setattr(recognition, "turn", lambda *_: None)
+    monkeypatch.setattr(train, "render_missing", lambda *_: None)
+    seen = []
+
+    def verified(embed, *_, **__):
+        seen.append(embed(torch.full((1, 3, 56, 56), 0.5)))
+        return dict.fromkeys(("far_1e2", "far_1e3", "far_1e4"), 0.5 + len(seen) / 100)
+
+    monkeypatch.setattr(recognition, "verification", verified)
+    Trainer(RecognitionTask("recogniser", pool, 1, batch=8), shop.folder("recogniser")).run()
+    with torch.no_grad():
+        train.export(shop, ("recogniser",), models)
+        exported = load_bundled("recogniser", Recogniser(), models / "miniature").eval()
+        wanted = exported(torch.zeros(1, 3, 112, 112))
+    assert float(torch.cosine_similarity(seen[0], wanted)) > 0.99
+    listed = Catalog.load(models)
+    file = models / "miniature" / "faces" / "recogniser.onnx"
+    assert listed.entry("miniature/recogniser").digests() == {file: sha256_file(file)}
+    assert sha256_file(file) != sha256_file(asset_dir("models") / "miniature" / "faces" / "recogniser.onnx")
+    found = [listed.entry(f"miniature/{name}").thresholds for name in ("recogniser", "faces", "judge")]
+    assert [each.far_1e3 for each in found] == [0.51, 0.51, 0.53]
 
 
 def test_training_goes_on_from_the_weights_that_ship(tmp_path, pool, monkeypatch):

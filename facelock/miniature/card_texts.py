@@ -51,7 +51,9 @@ CARDS: dict[str, Card] = {
             "Detector: rendered frames, and what the blueprint's autoencoder leaves of frames, laid out as "
             "mosaics with blur, noise and colour shifts; one frame in ten shows nobody. Recogniser: crops of "
             "`train` identities under random hair, glasses, beard, pose, expression and light, cropped by "
-            "jittered landmarks, 60 of 100 degraded (down to 35 % of the resolution, noise, colour shifts)."
+            "jittered landmarks, 60 of 100 degraded (down to 35 % of the resolution, noise, colour shifts). Its "
+            "second sitting went on from the file that the first had left, its batch norms folded and at rest, with "
+            "new heads; what came out is turned to lie near what was there before, which changes no cosine."
         ),
         limits=(
             "It tells apart what the drawn world varies. Siblings that differ in a few parameters only are beyond "
@@ -78,7 +80,8 @@ CARDS: dict[str, Card] = {
         ),
         data=(
             "Crops of the `judge` identities, rendered at half the size of the lock's pictures, prepared as for "
-            "the lock's recogniser: regression of the identity's parameters and CosFace."
+            "the lock's recogniser: regression of the identity's parameters and CosFace. Its second sitting went on "
+            "from the first's weights with new heads."
         ),
         limits=(
             "It is made to be independent of the lock, not to be best. Hair, glasses and beard are no part of an "

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facelock.alignment import aligner_class
+from facelock.assets import asset_dir
 from facelock.faces import load_encoder, load_pack
 from facelock.faces.pack import Pack
 from facelock.miniature import curves, data, exam, heldout, sheets, world
@@ -145,7 +146,7 @@ def measure(pool: Path, *, count: int = 48, people: int = 200) -> Findings:
     """
     found = Findings()
     faces = FacePool("heldout", pool)
-    for part, embed in encoders().items():
+    for part, embed in encoders(asset_dir("models")).items():
         found.figures[part] = recognition_figures(embed, faces, people)
     found.figures["detector"] = _detector()
     scenes = heldout.scenes(count)
@@ -158,12 +159,12 @@ def measure(pool: Path, *, count: int = 48, people: int = 200) -> Findings:
     return found
 
 
-def encoders() -> dict[str, Embed]:
-    """The exported recognisers, by part."""
-    kinds = {"recogniser": "onnx_pack", "judge": "crate"}
+def encoders(models: Path) -> dict[str, Embed]:
+    """The exported recognisers, by part; straight from their files, which the catalog may not list yet."""
+    files = {"recogniser": ("onnx_pack", "faces/recogniser.onnx"), "judge": ("crate", "judge")}
     return {
-        part: shipped(load_encoder(kind, locate(f"miniature/{part}"), name=f"miniature/{part}", device=CPU))
-        for part, kind in kinds.items()
+        part: shipped(load_encoder(kind, models / "miniature" / file, name=f"miniature/{part}", device=CPU))
+        for part, (kind, file) in files.items()
     }
 
 
@@ -209,7 +210,7 @@ SMALLEST = {"aligner": 0.2, "restorer": 0.26}
 def _swapper(part: str, scenes: heldout.Scenes, decoded: Tensor, found: Findings, *, same: bool) -> None:
     """Aligner or restorer, with somebody else in the frame or, ``same``, the wanted person."""
     wanted = scenes.shown if same else scenes.stranger
-    truth, embed = exam.truth_of(wanted), encoders()
+    truth, embed = exam.truth_of(wanted), encoders(asset_dir("models"))
     reference = heldout.elsewhere(wanted).render()
     crop = scenes.shown.render()
     blurred = degrade(crop, torch.Generator().manual_seed(17), SMALLEST[part])

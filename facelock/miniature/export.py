@@ -223,8 +223,9 @@ def write_catalog(models: Path, figures: dict[str, dict[str, float]]) -> None:
         text += 'source = "trained here, on rendered characters"\n'
         user = "guidance" if name == "tiny_decoder" else "miniature"
         text += f'layout = "{layout}"\nused_by = ["{user}"]\n'
-        if name in figures:
-            values = ", ".join(f"{k} = {figures[name][k]:.4f}" for k in ("far_1e2", "far_1e3", "far_1e4"))
+        found = figures.get("recogniser" if name == "faces" else name)  # the pack's recogniser is that one
+        if found:
+            values = ", ".join(f"{k} = {found[k]:.4f}" for k in ("far_1e2", "far_1e3", "far_1e4"))
             text += f"thresholds = {{ {values} }}\n"
         if files:
             text += f'[models."miniature/{name}".files]\n'

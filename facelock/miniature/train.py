@@ -75,7 +75,7 @@ def export(shop: Workshop, parts: tuple[str, ...], models: Path) -> None:
             log.info("exporting %s", part)
             writers[part]()
     record_training(shop, models, parts)
-    out.write_catalog(models, evaluate(shop))
+    out.write_catalog(models, evaluate(shop, models))
 
 
 def trained(models: Path) -> dict[str, list[dict[str, Any]]]:
@@ -143,7 +143,7 @@ def _export_blueprint(shop: Workshop, folder: Path) -> None:
     out.export_blueprint(vae, model, tokenizer, folder)
 
 
-def evaluate(shop: Workshop) -> dict[str, dict[str, float]]:
+def evaluate(shop: Workshop, models: Path) -> dict[str, dict[str, float]]:
     """Held-out verification figures of the exported recognisers, clean and degraded.
 
     The thresholds that ship come from the degraded ones.
@@ -153,7 +153,7 @@ def evaluate(shop: Workshop) -> dict[str, dict[str, float]]:
 
     render_missing(shop, ["heldout"])
     pool, figures = FacePool("heldout", shop.pool), {}
-    for part, embed in encoders().items():
+    for part, embed in encoders(models).items():
         figures[part] = verification(embed, pool, blur=True)
         for kind, found in (("clean", verification(embed, pool)), ("degraded", figures[part])):
             log.info("%s %s %s", part, kind, json.dumps({k: round(v, 4) for k, v in found.items()}))
@@ -282,7 +282,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
         sys.stdout.write(inside_crate.write(args.picture))
     else:
-        evaluate(shop)
+        evaluate(shop, asset_dir("models"))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -64,8 +64,8 @@ LEARNS_FROM: dict[str, tuple[str, ...]] = {
 }
 """Part → the sets that it is trained on, where pictures are not rendered anew for every batch."""
 STEPS = {
-    "recogniser": 1700,
-    "judge": 4000,
+    "recogniser": 3500,
+    "judge": 7000,
     "detector": 3400,
     "vae": 11800,
     "reader": 5000,
