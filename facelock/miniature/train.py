@@ -86,15 +86,12 @@ def trained(models: Path) -> dict[str, list[dict[str, Any]]]:
 
 def record_training(shop: Workshop, models: Path, parts: Sequence[str]) -> None:
     """Write beside the models what each exported part went through: the states themselves do not ship."""
-    from safetensors import safe_open
-
     from facelock.miniature import curves
 
     known = trained(models)
     within = {*parts, *(inner for part in parts for inner in MADE_OF.get(part, ()))}
     for part in filter(shop.trained_here, sorted(within)):
-        with safe_open(shop.folder(part) / "state.safetensors", "pt") as file:
-            meta = file.metadata()
+        meta = shop.metadata(part)
         known[part] = [*json.loads(meta["origin"]), curves.sitting(meta)]
     (models / "miniature" / "training.json").write_text(json.dumps(known, indent=1) + "\n")
 

@@ -150,19 +150,19 @@ class Workshop:
 
                 pool = LiveFaces("judge" if part == "judge" else "train", self.device)
             whiten(net, pool)
-            # Spares those who read it most of their learning.
-            if part == "recogniser" and self._went_on(part):
+            # One that began with what ships: spares those who read it most of their learning.
+            if part == "recogniser" and self.metadata(part)["origin"] != "[]":
                 turn(net, load_bundled(part, Recogniser()).eval(), pool)
             save_file({"weight": net.whiten.weight.data, "bias": net.whiten.bias.data}, path)
         net.whiten.load_state_dict(load_file(path))
         return net
 
-    def _went_on(self, part: str) -> bool:
-        """Whether the training of ``part`` began with the weights that ship."""
+    def metadata(self, part: str) -> dict[str, str]:
+        """What the training state of ``part`` tells of itself."""
         from safetensors import safe_open
 
         with safe_open(self.folder(part) / "state.safetensors", "pt") as file:
-            return file.metadata().get("origin", "[]") != "[]"
+            return dict(file.metadata())
 
     def vae(self) -> nn.Module:
         """The trained autoencoder, or the one that ships, accelerated."""
