@@ -66,13 +66,13 @@ LEARNS_FROM: dict[str, tuple[str, ...]] = {
 STEPS = {
     "recogniser": 3500,
     "judge": 7000,
-    "detector": 3400,
+    "detector": 4500,
     "vae": 11800,
     "reader": 5000,
     "identity_reader": 4000,
     "aligner": 2500,
     "restorer": 3000,
-    "upscaler": 1000,
+    "upscaler": 8000,
     "blueprint": 7900,
     "tiny_decoder": 1000,
 }
