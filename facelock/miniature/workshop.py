@@ -72,7 +72,7 @@ STEPS = {
     "identity_reader": 4000,
     "aligner": 2500,
     "restorer": 3000,
-    "upscaler": 8000,
+    "upscaler": 1000,
     "blueprint": 7900,
     "tiny_decoder": 1000,
 }
