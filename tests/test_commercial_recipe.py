@@ -100,6 +100,8 @@ def stood_in(folder: Path, **models: str) -> Recipe:
     for role, name in models.items():
         section, key = role.split("_")
         values[section][key] = name
+        if name == "miniature/detector":
+            values[section]["detection_size"] = 128  # what it is made for
     return Recipe.model_validate(values)
 
 

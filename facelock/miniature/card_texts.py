@@ -58,7 +58,9 @@ CARDS: dict[str, Card] = {
         limits=(
             "It tells apart what the drawn world varies. Siblings that differ in a few parameters only are beyond "
             "it in part: see above before you cast two lookalikes in one clip. Heads turned by more than 32° were "
-            "never seen in training. Real faces: install insightface's or OpenCV's packs instead."
+            "never seen in training. The detector is made for a detection size of 128, as the bundled recipes have: at "
+            "larger ones it misses a face that fills the picture, or finds it more than once. "
+            "Real faces: install insightface's or OpenCV's packs instead."
         ),
         reading=(
             "`same` and `different` are cosines of pairs of held-out pictures; `far_1e3` is the threshold that "
