@@ -83,8 +83,8 @@ def test_its_judge_is_another_recogniser_and_uncalibrated() -> None:
     assert judge.sha256 not in {digest for pack in packs for digest in (pack.sha256, *pack.files.values())}
 
 
-def stood_in(folder: Path, **models: str) -> Recipe:
-    """The recipe as it is shipped, with other weights by role, a small blueprint and precisions of a CPU."""
+def stood_in(folder: Path, **models: str | int) -> Recipe:
+    """The recipe as it is shipped, with other settings by role, a small blueprint, precisions of a CPU."""
     values: dict[str, Any] = tomllib.loads((asset_dir("pipelines") / f"{NAME}.toml").read_text())
     low = {
         "size": [64, 64],
@@ -98,10 +98,8 @@ def stood_in(folder: Path, **models: str) -> Recipe:
     values["restore"] |= {"precision": "float32"}
     values["restore"] |= {"upscaler": str(tiny_restore.srvgg(folder / "up.pth", scale=4))}
     for role, name in models.items():
-        section, key = role.split("_")
+        section, key = role.split("_", 1)
         values[section][key] = name
-        if name == "miniature/detector":
-            values[section]["detection_size"] = 128  # what it is made for
     return Recipe.model_validate(values)
 
 
@@ -115,6 +113,7 @@ def test_a_clip_is_made_by_all_of_it(
     recipe = stood_in(
         tmp_path,
         faces_detector="miniature/detector",
+        faces_detection_size=128,  # what it is made for
         faces_encoder="miniature/recogniser",
         judge_encoder="miniature/judge",
         lock_model=str(tmp_path / "face.task"),
