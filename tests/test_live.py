@@ -17,8 +17,10 @@ from facelock.miniature.alignment import CROP_TEMPLATE, warp
 from facelock.miniature.diffusion import DiffusionTask
 from facelock.miniature.model_aligner import OUTPUTS, face_parameters
 from facelock.miniature.parameters import IDENTITY, identity_vector, sample_nuisance
+from facelock.miniature.tasks import compiled
 from facelock.miniature.trainer import Trainer, averaged, moved
 from facelock.miniature.vae import feature_weight, make_vae
+from facelock.miniature.workshop import STATISTICS, Workshop
 from facelock.nets.recogniser import Recogniser
 
 
@@ -207,10 +209,26 @@ def test_parts_and_their_seconds_are_read_from_the_command(capsys):
 def test_what_a_rented_machine_learned_is_carried_home(tmp_path):
     task = TASKS["upscaler"]()
     Trainer(task, tmp_path / "there" / "train" / "upscaler", seconds=0.0001).run()
+    vae = tmp_path / "there" / "train" / "vae"
+    Trainer(TASKS["vae"](), vae, seconds=0.0001).run()
+    (vae / STATISTICS).write_text('{"mean": [0.5], "deviation": [2.0]}')
     tool = Path(__file__).parents[1] / "tools" / "device" / "pack.py"
     for words in (("out", tmp_path / "there", tmp_path / "box"), ("in", tmp_path / "box", tmp_path / "here")):
         subprocess.run([sys.executable, str(tool), *map(str, words)], check=True, capture_output=True)
     folder = Path("train") / "upscaler"
     there = averaged(tmp_path / "there" / folder, TASKS["upscaler"]().module).state_dict()
     here = averaged(tmp_path / "here" / folder, TASKS["upscaler"]().module).state_dict()
+    assert Workshop(tmp_path / "here").statistics() == ([0.5], [2.0])
     assert all(torch.allclose(there[k], here[k], atol=1e-3) for k in there)
+
+
+def test_what_a_gpu_compiles_keeps_its_names(monkeypatch):
+    """The state of a compiled network loads into one that is not."""
+    task = TASKS["vae"]()
+    names = [*task.module.state_dict()]
+    asked: list[str] = []
+    for name in ("encoder", "decoder"):
+        part = getattr(task.module.vae, name)
+        monkeypatch.setattr(part, "compile", lambda *, dynamic, name=name: asked.append(name))
+    assert compiled(task) is task
+    assert asked == ["encoder", "decoder"] and [*task.module.state_dict()] == names

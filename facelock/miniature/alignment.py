@@ -113,7 +113,7 @@ CROP_TEMPLATE = torch.tensor(data.ARCFACE) + torch.tensor([8.0, 0.0])
 
 def warp(frames: Tensor, matrices: Tensor) -> Tensor:
     """Sample 128 px crops (N, 3, 128, 128) of frames (N, 3, S, S) by frame → crop similarities (N, 2, 3)."""
-    inverse = torch.inverse(matrices[:, :, :2])
+    inverse = torch.linalg.inv_ex(matrices[:, :, :2]).inverse
     line = torch.arange(SIDE, dtype=torch.float32, device=frames.device)
     gy, gx = torch.meshgrid(line, line, indexing="ij")
     grid = torch.stack([gx, gy], -1).view(1, -1, 2) - matrices[:, None, :, 2]

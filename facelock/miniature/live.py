@@ -138,7 +138,8 @@ class LiveVae(Live, VaeTask):
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Any, ...]:
         """Packed people (P, n) and moments (M, n · T), T, the faces' crops, what the reader should say, a seed."""
-        n, frames = (self.clips * 12, 1) if step % 3 == 0 else (self.clips, data.WINDOW)
+        # No stills: to a causal autoencoder the first frame of a window is one.
+        n, frames = self.clips, data.WINDOW
         face, look, _, now, *_ = clips(n, frames, generator)
         still, moving = packed(face | look, STILL), packed(now, MOVING)
         every, shows, moments = shown(still, moving)

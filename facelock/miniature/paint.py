@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from facelock.miniature.parameters import Params
+from facelock.miniature.parameters import Params, constants
 
 Colour = list[Tensor]
 
@@ -45,7 +45,7 @@ def _fraction(x: Tensor) -> Tensor:
 
 
 def _mix_table(table: tuple[tuple[float, ...], ...], position: Tensor) -> Colour:
-    colours = torch.tensor(table, device=position.device)
+    colours = constants(table, position.device)
     x = position.reshape(-1) * (len(table) - 1)
     i = x.clamp(0, len(table) - 1.001).long()
     f = (x - i).clamp(0, 1).unsqueeze(-1)

@@ -12,6 +12,7 @@ Lengths are in head units (half the height of a skull is about 1), angles in rad
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,6 +165,12 @@ def take(p: Params, index: Tensor | slice) -> Params:
 def concat(parts: Sequence[Params]) -> Params:
     """Concatenate parameter dicts along the batch."""
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+
+def constants(values: Sequence[Any], device: torch.device) -> Tensor:
+    """A small table on ``device``, without waiting for what a GPU still has to do."""
+    table = torch.tensor(values)
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
 
 
 def to_device(p: Params, device: torch.device | str) -> Params:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from facelock.miniature.parameters import PLACES, Params
+from facelock.miniature.parameters import PLACES, Params, constants
 
 if TYPE_CHECKING:
     from facelock.miniature.world import Rays
@@ -67,10 +67,10 @@ class _Scene:
         self.image: Colour = []
 
     def value(self, table: tuple[float, ...]) -> Tensor:
-        return torch.tensor(table, device=self.x.device)[self.place].view(-1, 1, 1)
+        return constants(table, self.x.device)[self.place].view(-1, 1, 1)
 
     def colour(self, table: tuple[tuple[float, ...], ...]) -> Colour:
-        c = torch.tensor(table, device=self.x.device)[self.place]
+        c = constants(table, self.x.device)[self.place]
         return [c[:, i].view(-1, 1, 1) for i in range(3)]
 
     def only(self, name: str) -> Tensor:

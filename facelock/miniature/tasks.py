@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from facelock.miniature.bundled import autoencoder_config, load_bundled
 from facelock.miniature.trainer import Task
 from facelock.miniature.workshop import Workshop
-
-if TYPE_CHECKING:
-    from facelock.miniature.diffusion import DiffusionTask
 
 BATCH = 1024
 """Windows of the blueprint's batches on a GPU."""
@@ -66,10 +63,14 @@ def _diffusion_task(shop: Workshop, captions: Sequence[str], steps: int, batch: 
     return compiled(task) if shop.live else task
 
 
-def compiled(task: DiffusionTask) -> DiffusionTask:
-    """The same, its blocks compiled for a GPU: most of a block is small kernels between matrix products."""
-    transformer: Any = task.module.transformer
-    transformer.compile_repeated_blocks(dynamic=False)
+def compiled(task: Task) -> Task:
+    """The same, its large networks compiled for a GPU: most of a block is small kernels between matrix products."""
+    module: Any = task.module
+    if task.name == "vae":
+        module.vae.encoder.compile(dynamic=False)
+        module.vae.decoder.compile(dynamic=False)
+    else:
+        module.transformer.compile_repeated_blocks(dynamic=False)
     return task
 
 
@@ -80,7 +81,7 @@ def _live_task(part: str, shop: Workshop, steps: int) -> Task:
     if part in ("recogniser", "judge"):
         return live.LiveRecognition(part, steps)
     if part == "vae":
-        return live.LiveVae(steps)
+        return compiled(live.LiveVae(steps))
     if part == "upscaler":
         return live.LiveUpscaling(steps)
     if part == "identity_reader":

@@ -131,7 +131,7 @@ def _export_blueprint(shop: Workshop, folder: Path) -> None:
     from facelock.miniature.diffusion import Blueprint, make_tokenizer
     from facelock.miniature.vae import make_vae
 
-    _, mean, deviation = shop.normal_latents()
+    mean, deviation = shop.statistics() or shop.normal_latents()[1:]
     vae = make_vae(mean, deviation)
     vae.load_state_dict({k: v.cpu() for k, v in shop.vae().state_dict().items()})
     tokenizer = make_tokenizer()

@@ -183,9 +183,10 @@ class Trainer:
 
 
 def moved(batch: Any, device: str | torch.device) -> Any:
-    """A batch on ``device``; numbers stay numbers."""
+    """A batch on ``device``; numbers stay numbers. A GPU fetches it when it comes to it."""
     if isinstance(batch, Tensor):
-        return batch.to(device)
+        ahead = torch.device(device).type == "cuda" and batch.device.type == "cpu"
+        return batch.pin_memory().to(device, non_blocking=True) if ahead else batch.to(device)
     return tuple(moved(part, device) for part in batch) if isinstance(batch, list | tuple) else batch
 
 

@@ -208,18 +208,21 @@ class VaeTask:
             edge = edge + ((error[:, :, 1:] - error[:, :, :-1]).abs() * weight).mean() / weight.mean()
         with in_float32(y.device):
             wrong = module.read(y, matrices, labels)
+            # True frames teach the reader what a mouth looks like: nothing is told it by what no eye could see.
+            taught = self._lost(module.read(video, matrices, labels))
         lost = self._lost(wrong)
         if frames > 1:
             courses = wrong.unflatten(0, (-1, frames))
             lost = lost + self._lost((courses - courses.mean(1, keepdim=True)).flatten(0, 1))
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         psnr = -10 * torch.log10(error.detach().square().mean() / 4)
-        return pixel + edge + READ * lost + 1e-4 * kl, {"psnr": psnr, "unread": lost, "kl": kl}
+        figures = {"psnr": psnr, "unread": lost, "taught": taught, "kl": kl}
+        return pixel + edge + READ * (lost + taught) + 1e-4 * kl, figures
 
     def _lost(self, wrong: Tensor) -> Tensor:
         """Mean square of the reader's errors (n, len(OUTPUTS)), as they count."""
-        counts = self.counts.to(wrong.device)
-        return (wrong.clamp(-4, 4).square().mean(0) * counts).sum() / counts.sum()
+        self.counts = self.counts.to(wrong.device)
+        return (wrong.clamp(-4, 4).square().mean(0) * self.counts).sum() / self.counts.sum()
 
 
 def latents_shape(clips: int, frames: int, side: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ LIVE_STEPS = {
     "recogniser": 1200,
     "judge": 1200,
     "detector": 500,
-    "vae": 1200,
+    "vae": 2100,
     "reader": 1200,
     "identity_reader": 500,
     "aligner": 400,
@@ -46,6 +47,8 @@ LIVE_STEPS = {
 """On a GPU, where batches are large and rendered as they are needed (:mod:`facelock.miniature.live`): half an hour."""
 WINDOWS = 48000
 """Clips that a GPU encodes for the blueprint; half of them are decoded again, for those who read faces."""
+STATISTICS = "statistics.json"
+"""Beside the autoencoder's state: what its latents are divided by, as the blueprint learned them."""
 GAIN = 16.0
 """What an error in the middle of an eye or mouth counts for more than one elsewhere, while the blueprint learns."""
 SETS = {"faces": 16, "judge": 4, "heldout": 2, "people": 24, "decoded": 20, "frames": 6, "clips": 14}
@@ -217,11 +220,26 @@ class Workshop:
     def normal_latents(self) -> tuple[Tensor, list[float], list[float]]:
         """:meth:`latents` with unit statistics per channel, and the mean and deviation that they had.
 
-        Where the autoencoder is the one that ships, so are mean and deviation.
+        Mean and deviation are the autoencoder's own (:meth:`statistics`), once they are known.
         """
         from facelock.miniature.diffusion import normalise
 
-        if self.trained_here("vae"):
-            return normalise(self.latents())
-        known = autoencoder_config()
-        return normalise(self.latents(), (known["latents_mean"], known["latents_std"]))
+        latents, mean, deviation = normalise(self.latents(), self.statistics())
+        path = self.folder("vae") / STATISTICS
+        if self.trained_here("vae") and not path.is_file():
+            path.write_text(json.dumps({"mean": mean, "deviation": deviation}))
+        return latents, mean, deviation
+
+    def statistics(self) -> tuple[list[float], list[float]] | None:
+        """Mean and deviation of the latents' channels: those that ship with the autoencoder, or that were measured.
+
+        None if it was trained here and nothing has been made of its latents yet.
+        """
+        path = self.folder("vae") / STATISTICS
+        if not self.trained_here("vae"):
+            known = autoencoder_config()
+            return known["latents_mean"], known["latents_std"]
+        if not path.is_file():
+            return None
+        measured = json.loads(path.read_text())
+        return measured["mean"], measured["deviation"]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from facelock.miniature import scenes
 from facelock.miniature.paint import FaceRays, paint_face
-from facelock.miniature.parameters import HAIR_COLOURS, HAIR_STYLES, Params, take
+from facelock.miniature.parameters import HAIR_COLOURS, HAIR_STYLES, Params, constants, take
 
 Colour = list[Tensor]
 
@@ -80,7 +80,7 @@ def hair_rgb(appearance: Params) -> Tensor:
     """(B, 3) hair colour: the named one in its shade, or ``hair_r``, ``hair_g``, ``hair_b`` where given."""
     if "hair_r" in appearance:
         return torch.stack([appearance["hair_r"], appearance["hair_g"], appearance["hair_b"]], -1)
-    table = torch.tensor(list(HAIR_COLOURS.values()), device=appearance["hair_colour"].device)
+    table = constants(list(HAIR_COLOURS.values()), appearance["hair_colour"].device)
     colour = table[appearance["hair_colour"].long().clamp(0, len(HAIR_COLOURS) - 1)]
     return colour * appearance["hair_shade"].unsqueeze(-1)
 
@@ -112,10 +112,10 @@ class Portrait:
         head_light = torch.einsum("bij,bi->bj", r, light)
         self.light_head = [head_light[:, i].view(b, 1, 1) for i in range(3)]
         self.tint = [1 + 0.07 * self.now["temperature"], 1.0, 1 - 0.09 * self.now["temperature"]]
-        skin = lookup(torch.tensor(SKIN, device=r.device), identity["skin_tone"] * 5)
-        skin = (skin + identity["skin_warmth"].unsqueeze(-1) * skin.new_tensor([0.02, -0.004, -0.03])).clamp(
-            0.05, 1
-        )
+        skin = lookup(constants(SKIN, r.device), identity["skin_tone"] * 5)
+        skin = (
+            skin + identity["skin_warmth"].unsqueeze(-1) * constants([0.02, -0.004, -0.03], r.device)
+        ).clamp(0.05, 1)
         self.skin = [skin[:, i].view(b, 1, 1) for i in range(3)]
         hair = hair_rgb(appearance)
         self.hair = [hair[:, i].view(b, 1, 1) for i in range(3)]
@@ -125,7 +125,7 @@ class Portrait:
 
     def by_style(self, **values: float) -> Tensor:
         """(B, 1, 1) value per hair style, 0 where the style is not named."""
-        table = torch.tensor([values.get(s, 0.0) for s in HAIR_STYLES], device=self.style.device)
+        table = constants([values.get(s, 0.0) for s in HAIR_STYLES], self.style.device)
         return table[self.style].view(-1, 1, 1)
 
     def cover(self, distance: Tensor, softness: float = 1.0) -> Tensor:
@@ -322,7 +322,7 @@ class Portrait:
     def glasses_colour(self) -> Tensor:
         """(B, 3) colour of the frames."""
         index = self.look["glasses_colour"].long().clamp(0, len(GLASSES) - 1).view(-1)
-        return torch.tensor(GLASSES, device=index.device)[index]
+        return constants(GLASSES, index.device)[index]
 
     def _hair(self) -> None:
         p, look = self.id, self.look
@@ -363,7 +363,7 @@ def frame_rays(n: int, size: int, device: torch.device | str = "cpu") -> Rays:
 def crop_rays(matrices: Tensor, size: int, frame_size: int) -> Rays:
     """Rays of canonical crops. ``matrices`` (N, 2, 3) map frame pixels (side ``frame_size``) to crop pixels."""
     a = matrices[:, :, :2]
-    inverse = torch.inverse(a)
+    inverse = torch.linalg.inv_ex(a).inverse  # a similarity always has one; looking waits for a GPU
     line = torch.arange(size, device=matrices.device, dtype=matrices.dtype)
     gy, gx = torch.meshgrid(line, line, indexing="ij")
     grid = torch.stack([gx, gy], -1).view(1, -1, 2) - matrices[:, None, :, 2]

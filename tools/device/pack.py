@@ -1,4 +1,5 @@
-"""Training states small enough to carry: the averaged weights, in half precision where they are large.
+"""Training states small enough to carry: the averaged weights, in half precision where they are large; and, beside an
+autoencoder, what its latents are divided by.
 
     python tools/device/pack.py out WORKSHOP FOLDER     # on the machine that trained
     python tools/device/pack.py in FOLDER WORKSHOP      # here: work/miniature
@@ -15,6 +16,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from facelock.miniature.workshop import STATISTICS
 
 GROUPS = {
     "blueprint": ("blueprint",),
@@ -39,7 +42,11 @@ def pack(root: Path, folder: Path) -> None:
             if not path.is_file():
                 continue
             with safe_open(path, "pt") as file:
-                about[part] = json.dumps(meta := file.metadata())
+                meta = file.metadata()
+            measured = path.with_name(STATISTICS)
+            if measured.is_file():
+                meta |= {STATISTICS: measured.read_text()}
+            about[part] = json.dumps(meta)
             for name, tensor in load_file(path).items():
                 own = name.removeprefix("average.")
                 if own == name or own.startswith(LEFT_OUT):
@@ -80,8 +87,11 @@ def unpack(folder: Path, root: Path) -> None:
             state |= {f"model.{name}": whole.clone(), f"average.{name}": whole}
         target = root / "train" / part
         target.mkdir(parents=True, exist_ok=True)
-        save_file(state, target / "state.safetensors", metadata=json.loads(meta))
-        print(f"{part}: {len(own)} tensors, {json.loads(meta)['step']} steps on {json.loads(meta)['device']}")
+        told = json.loads(meta)
+        if STATISTICS in told:
+            (target / STATISTICS).write_text(told.pop(STATISTICS))
+        save_file(state, target / "state.safetensors", metadata=told)
+        print(f"{part}: {len(own)} tensors, {told['step']} steps on {told['device']}")
 
 
 if __name__ == "__main__":
