@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,9 @@ class Workshop:
         latents, mean, deviation = normalise(self.latents(), self.statistics())
         path = self.folder("vae") / STATISTICS
         if self.trained_here("vae") and not path.is_file():
-            path.write_text(json.dumps({"mean": mean, "deviation": deviation}))
+            part = path.with_suffix(f".{os.getpid()}.part")  # whole or not at all: others may look for it
+            part.write_text(json.dumps({"mean": mean, "deviation": deviation}))
+            part.rename(path)
         return latents, mean, deviation
 
     def statistics(self) -> tuple[list[float], list[float]] | None:
