@@ -164,10 +164,12 @@ def train(
     seed: int,
     bundled: bool = False,
     seconds: float | None = None,
+    rate: float | None = None,
 ) -> None:
     """Train one part to its last step, or for so many seconds, resuming what was saved. Sets it lacks are rendered.
 
-    With ``bundled`` and nothing saved, it starts from the weights that ship, at half the learning rate.
+    With ``bundled`` and nothing saved, it starts from the weights that ship, at half the learning rate, unless
+    ``rate`` says another.
     """
     if shop.live:
         torch.set_float32_matmul_precision("high")
@@ -182,6 +184,7 @@ def train(
         if part == "vae":
             load_bundled("reader", task.module.reader)
         task.rate, origin = task.rate / 2, trained(asset_dir("models")).get(part, [])
+    task.rate = rate or task.rate
     Trainer(task, shop.folder(part), device=shop.device, seed=seed, origin=origin, seconds=seconds).run()
 
 
@@ -194,6 +197,14 @@ def _wanted(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[tuple
             parser.error(f"{text!r} is no part to train; there are all, {', '.join(ORDER)}, each =SECONDS")
         out.append((part, float(seconds) if seconds else None))
     return out
+
+
+def learning_rate(text: str) -> float:
+    """A learning rate: a number above 0 and up to 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no learning rate; it is above 0 and at most 1")
+    return value
 
 
 def _options(parser: argparse.ArgumentParser, default: bool) -> argparse.ArgumentParser:
@@ -233,6 +244,11 @@ def _parser() -> argparse.ArgumentParser:
         "parts", nargs="+", metavar="PART", help=f"all, or any of {', '.join(ORDER)}; PART=SECONDS"
     )
     p.add_argument("--steps", type=int)
+    p.add_argument(
+        "--rate",
+        type=learning_rate,
+        help="learning rate at its peak; smaller ones disturb less what is known",
+    )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument(
         "--bundled", action="store_true", help="start from the weights that ship, not from scratch"
@@ -257,7 +273,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             build_set(shop, kind, args.shards)
     elif args.command == "train":
         for part, seconds in _wanted(parser, args.parts):
-            train(shop, part, args.steps, args.seed, args.bundled, seconds)
+            train(shop, part, args.steps, args.seed, args.bundled, seconds, args.rate)
     elif args.command == "export":
         export(shop, tuple(args.parts) or ORDER, asset_dir("models"))
     elif args.command == "cards":

@@ -153,5 +153,10 @@ def light_name(temperature: Tensor | float) -> str:
 
 
 def random_keep(generator: torch.Generator) -> list[bool]:
-    """Which slots a training caption names: mostly all, so that partial prompts work too."""
-    return (torch.rand(8, generator=generator) < 0.85).tolist()
+    """Which slots a training caption names: mostly all, so that partial prompts work too.
+
+    Always glasses and beard: they have no word for their absence, so a prompt without theirs must mean none.
+    """
+    keep: list[bool] = (torch.rand(8, generator=generator) < 0.85).tolist()
+    keep[2] = keep[3] = True
+    return keep
