@@ -6,6 +6,7 @@ import json
 import shutil
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -638,6 +639,23 @@ def test_the_whole_training_is_one_command(dispatched, monkeypatch):
     monkeypatch.setattr(train, "resolve_device", lambda name: name)
     train.main(["train", "all", "--device", "cuda"])
     assert len(dispatched) == len(train.ORDER) and all(shop.live for shop in dispatched)
+
+
+def test_the_learning_rate_is_the_parts_own_or_what_was_told(monkeypatch, tmp_path, capsys):
+    rates = []
+    monkeypatch.setattr(train, "render_missing", lambda *_: None)
+    monkeypatch.setattr(train, "make_task", lambda *_: SimpleNamespace(module=None, rate=1e-3))
+    monkeypatch.setattr(train, "load_bundled", lambda *_: None)
+    told = lambda task, *_, **__: rates.append(task.rate) or SimpleNamespace(run=lambda: None)  # noqa: E731
+    monkeypatch.setattr(train, "Trainer", told)
+    where = ["--root", str(tmp_path)]
+    for options in ([], ["--bundled"], ["--bundled", "--rate", "2e-4"], ["--rate", "2e-4"]):
+        train.main(["train", "blueprint", *where, *options])
+    assert rates == [1e-3, 5e-4, 2e-4, 2e-4]
+    for wrong in ("0", "-1e-3", "2", "nan", "fast"):
+        with pytest.raises(SystemExit) as ended:
+            train.main(["train", "blueprint", *where, f"--rate={wrong}"])
+        assert ended.value.code == 2 and wrong in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

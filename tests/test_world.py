@@ -22,7 +22,7 @@ from facelock.miniature.parameters import (
     take,
     to_device,
 )
-from facelock.miniature.vocabulary import caption, unknown_words, vocabulary, words
+from facelock.miniature.vocabulary import caption, random_keep, unknown_words, vocabulary, words
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,14 @@ def test_captions_use_known_words_only(people):
             text = caption(*people, action, i, i)
             assert unknown_words(text) == []
             assert set(words(text)) <= set(vocabulary())
+
+
+def test_captions_leave_out_all_but_what_has_no_word_for_its_absence():
+    g = torch.Generator().manual_seed(4)
+    kept = torch.tensor([random_keep(g) for _ in range(400)]).float().mean(0)
+    assert kept[2] == kept[3] == 1  # glasses and beard: a prompt without them means none
+    others = torch.cat([kept[:2], kept[4:]])
+    assert ((others > 0.75) & (others < 0.95)).all()
 
 
 def test_unknown_words_are_named_with_the_closest_known_ones():
