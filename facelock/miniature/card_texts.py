@@ -218,7 +218,8 @@ CARDS: dict[str, Card] = {
             "Transformer: their latents with captions from the drawn world's vocabulary, words left out at "
             "random, one noise level per latent; an error in the middle of an eye or mouth counts 17 times as much as "
             "one in the background. Its sixth sitting went on from a network of 6 layers that said velocities: two "
-            "more began as the identity, the last projection at chance."
+            "more began as the identity, the last projection at chance. In its eighth, on a CPU at a peak of 2e-4, "
+            "captions always told glasses and beard."
         ),
         limits=(
             "64 × 64 pixels, one person, the vocabulary's words; anything else in a prompt is ignored. 17 frames "
