@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +253,15 @@ def planned_folder(kind: str, shards: int, root: Path) -> Path:
     (root / kind).mkdir(parents=True, exist_ok=True)
     (root / kind / "planned.txt").write_text(f"{shards}\n")
     return root / kind
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write what ``path`` is to hold, whole or not at all: trainings side by side look for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    yield part
+    part.rename(path)
 
 
 def save_shard(kind: str, number: int, arrays: dict[str, np.ndarray], root: Path) -> None:

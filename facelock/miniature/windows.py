@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,13 +75,10 @@ class Windows:
 
 
 def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Whole or not at all: trainings side by side look for the file."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    save_file(tensors, part, metadata=metadata)
-    part.rename(path)
+    with data.whole(path) as part:
+        save_file(tensors, part, metadata=metadata)
 
 
 @torch.no_grad()

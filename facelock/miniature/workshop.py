@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,9 +227,8 @@ class Workshop:
         latents, mean, deviation = normalise(self.latents(), self.statistics())
         path = self.folder("vae") / STATISTICS
         if self.trained_here("vae") and not path.is_file():
-            part = path.with_suffix(f".{os.getpid()}.part")  # whole or not at all: others may look for it
-            part.write_text(json.dumps({"mean": mean, "deviation": deviation}))
-            part.rename(path)
+            with data.whole(path) as part:
+                part.write_text(json.dumps({"mean": mean, "deviation": deviation}))
         return latents, mean, deviation
 
     def statistics(self) -> tuple[list[float], list[float]] | None:
