@@ -12,8 +12,7 @@ log=$out/log.txt
 miniature() { python3 -m facelock.miniature --root "$root" --device cuda --windows "$clips" "$@" >>"$log" 2>&1; }
 bundled=--bundled
 [ -d "${START:-}" ] && bundled= && python3 tools/device/pack.py in "$START" "$root"
-later=100  # the autoencoder compiles first
-[ "$autoencoder" -eq 0 ] && later=0
+later=$((autoencoder > 0 ? 100 : 0))  # the autoencoder compiles first
 (sleep $later; OMP_NUM_THREADS=4 python3 tools/device/warm.py >>"$log" 2>&1) & warm=$!
 if [ "$autoencoder" -gt 0 ]; then
     miniature train --bundled "vae=$autoencoder" ||
