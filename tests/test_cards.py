@@ -13,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from facelock.assets import asset_dir
 from facelock.miniature import cards, curves, data, exam, heldout, sheets, siblings
 from facelock.miniature.cards import CARDS, Findings
 from facelock.miniature.recognition import FacePool
+from facelock.miniature.train import trained
+from facelock.miniature.workshop import ORDER
 
 OLD = {"steps": 300, "last": {"loss": 0.5}}
 NEW = {
@@ -354,6 +357,20 @@ def test_a_card_says_what_a_part_went_through_and_what_it_can_do(tmp_path):
     assert "| bound | 2.5 |" in text
     assert "| aligner | in | out |" in text
     assert "| PSNR | 1 | – |" in text and "| gaze | – | 0.5123 |" in text
+
+
+def test_a_card_says_when_its_curve_is_of_the_same_training_run_again(tmp_path):
+    for name in CARDS:
+        (tmp_path / "miniature" / name).parent.mkdir(parents=True, exist_ok=True)
+    cards.write(tmp_path, {"upscaler": [NEW | {"repeated": True}], "judge": [NEW]}, Findings())
+    again = "curve was kept: the one below is of the same command, run again"
+    assert again in (tmp_path / "miniature" / "upscaler.md").read_text()
+    assert again not in (tmp_path / "miniature" / "judge" / "README.md").read_text()
+
+
+def test_every_part_that_ships_has_a_curve():
+    sittings = trained(asset_dir("models"))
+    assert {part for part in ORDER if curves.draw(sittings.get(part, []))} == {*ORDER}
 
 
 def test_parts_and_sheets_of_the_cards_exist():

@@ -61,7 +61,7 @@ def test_unknown_name_suggests_the_nearest():
         ("fps = 12", "fps = '1/0'", "blueprint.fps: .*number"),
         ("fps = 12", "fps = 0", "blueprint.fps"),
         ("steps = 6", "steps = nan", "blueprint.steps"),
-        ("guidance_scale = 2.0", "guidance_scale = inf", "guidance_scale"),
+        ("guidance_scale = 2.5", "guidance_scale = inf", "guidance_scale"),
         ("target = 0.99", "target = 1.5", "target: .*found 1.5"),
         ('name = "miniature"', 'name = "../up"', "name: "),
         ("[lock] ", "[lok] ", "lok: unknown key, did you mean 'lock'"),

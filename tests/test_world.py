@@ -137,6 +137,26 @@ def test_motion_is_smooth_alive_and_stationary(people, action, motion):
     assert float(now["blink"].max()) > 0.8
 
 
+def test_actions_differ_by_a_pixel_of_the_blueprints_frames(people):
+    """In the mouths of one person, in the mean over half a minute: what an eye cannot tell, no prompt can ask for."""
+    face, _, now = people
+    base = take(now, slice(0, 4)) | {"yaw": torch.zeros(4), "roll": torch.zeros(4)}
+    mouths = {}
+    for action, name in enumerate(ACTIONS):
+        g = torch.Generator().manual_seed(5)
+        moving = clip_nuisance(base, torch.full((4,), action), torch.zeros(4, dtype=torch.long), 360, g)
+        mouths[name] = {k: moving[k].view(4, 360).clamp(min=-0.3).mean(1) for k in ("open", "smile")}
+    points = {}
+    for name, at in mouths.items():
+        still = base | {k: torch.zeros(4) for k in ("pitch", "tx", "ty")} | at
+        points[name] = world.landmarks(face, still, 64)[0][:, 3:]  # corners of the mouth
+    lift = (points["silent"] - points["smiling"])[..., 1].mean()
+    wider = [(points[n][:, 1] - points[n][:, 0])[:, 0] for n in ("silent", "smiling")]
+    assert float(lift) > 0.5
+    assert float((wider[1] - wider[0]).min()) > 1.0
+    assert float((mouths["laughing"]["open"] - mouths["talking"]["open"]).min()) > 0.3
+
+
 def test_captions_use_known_words_only(people):
     for i in range(4):
         for action in range(len(ACTIONS)):

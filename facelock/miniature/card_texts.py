@@ -214,12 +214,14 @@ CARDS: dict[str, Card] = {
             "and most towards eyes and mouth, and what a reader of pose, expression, gaze and glasses, which learns "
             "along with it, cannot tell from its frames (`read`, `unread`). Its fourth and fifth sitting went on "
             "from 8 channels: the new ones began at chance, the old ones were held near what they had been (`apart`). "
-            "In its seventh that reader learned from the true frames beside (`taught`). "
+            "In its seventh that reader learned from the true frames beside (`taught`); in its eighth people act more "
+            "broadly, and mouths count more. "
             "Transformer: their latents with captions from the drawn world's vocabulary, words left out at "
             "random, one noise level per latent; an error in the middle of an eye or mouth counts 17 times as much as "
             "one in the background. Its sixth sitting went on from a network of 6 layers that said velocities: two "
             "more began as the identity, the last projection at chance. In its eighth, on a CPU at a peak of 2e-4, "
-            "captions always told glasses and beard."
+            "captions always told glasses and beard; its ninth learned the eighth autoencoder's latents, at a peak of "
+            "4e-4."
         ),
         limits=(
             "64 × 64 pixels, one person, the vocabulary's words; anything else in a prompt is ignored. 17 frames "

@@ -106,7 +106,11 @@ def _sitting(sitting: Mapping[str, Any]) -> str:
         said += f" ({sitting['samples']:,} samples)"
     if "seconds" in sitting:
         said += f" in {sitting['seconds']:,.0f} s"
-    return said + (f" on {sitting['device']}" if sitting.get("device") else "")
+    if sitting.get("device"):
+        said += f" on {sitting['device']}"
+    if sitting.get("repeated"):
+        said += " (no curve was kept: the one below is of the same command, run again)"
+    return said
 
 
 def tables(part: str, figures: Figures) -> list[str]:

@@ -55,16 +55,17 @@ def clip_nuisance(
         + looking * wave(0.24, 0.45)
     )
     pitch = rand(-0.06, 0.06) + wave(0.025, 0.25) + nodding * wave(0.17, 0.9) + looking * wave(0.06, 0.35)
-    speech = torch.maximum(wave(0.6, 1.6), torch.zeros(1)) + 0.12
+    # An actor's expressions, broader than a portrait's: a smile half as wide is half a pixel of the blueprint's frames.
+    speech = torch.maximum(wave(0.7, 1.6), torch.zeros(1)) + 0.12
     moving: Params = {
         "yaw": yaw,
         "pitch": pitch,
         "roll": rand(-0.05, 0.05) + wave(0.035, 0.2),
-        "open": -0.3 + talking * (0.3 + speech) + laughing * (0.75 + wave(0.22, 2.2)),
-        "smile": rand(-0.25, 0.15) + smiling * 0.75 + laughing * 0.8 + wave(0.08, 0.3),
+        "open": -0.3 + talking * (0.3 + speech) + laughing * (1.1 + wave(0.25, 2.2)),
+        "smile": rand(-0.25, 0.05) + smiling * 1.4 + laughing * 1.2 + wave(0.08, 0.3),
         "gaze_x": wave(0.22, 0.3) + looking * wave(0.65, 0.45),
         "gaze_y": wave(0.15, 0.3),
-        "brow_raise": wave(0.4, 0.3) + laughing * 0.3,
+        "brow_raise": wave(0.4, 0.3) + laughing * 0.5,
         "tx": base["tx"].view(-1, 1) + wave(0.015, 0.15),
         "ty": base["ty"].view(-1, 1) + wave(0.010, 0.2),
     }

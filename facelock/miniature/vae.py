@@ -33,10 +33,11 @@ WINDOWS = ((12, 1), (1, data.WINDOW), (2, 9), (2, 9))
 """Clips and frames of one step after the other: stills teach space, clips teach time."""
 DECODED = 1000
 """Windows of a shard of the ``decoded`` set."""
-READ = 0.3
+READ = 0.4
 """Weight of what a reader that learns along with it cannot tell from its frames."""
 TOLD = {
-    **dict.fromkeys(("open", "smile", "blink"), 3.0),
+    **dict.fromkeys(("open", "smile"), 5.0),
+    "blink": 3.0,
     "glasses": 2.0,
     **dict.fromkeys(("gaze_x", "gaze_y", "brow_raise", "yaw", "pitch", "roll"), 1.0),
     **dict.fromkeys(("beard", "hair_r", "hair_g", "hair_b", "temperature"), 0.1),

@@ -3,6 +3,7 @@
 #   tools/device/blueprint.sh OUT UNTIL AUTOENCODER CLIPS
 # UNTIL: seconds from the start when the blueprint is to be done; AUTOENCODER: seconds for that, or 0 to leave it and its
 # tiny decoder as they ship; CLIPS to encode for the blueprint; RATE in the environment: the blueprint's learning rate.
+# READER, too: seconds in which the aligner's reader learns on afterwards, on what the autoencoder leaves of 8,000 clips.
 # It begins with what ships, or with a state that lies in $START (tools/device/pack.py out).
 set -u
 out=$1 until=$2 autoencoder=$3 clips=$4 root=${ROOT:-/dev/shm/miniature}
@@ -31,6 +32,11 @@ tiny=
 miniature train $bundled ${RATE:+--rate "$RATE"} "blueprint=$((until - SECONDS - 20))" || echo "FAILED: blueprint"
 echo "blueprint after $SECONDS s"
 [ -z "$tiny" ] || wait "$tiny" || echo "FAILED: tiny decoder"
+if [ "${READER:-0}" -gt 0 ]; then
+    python3 tools/device/pack.py out "$root" "$out"
+    miniature --windows 16000 train --bundled "reader=$READER" || echo "FAILED: reader"
+    echo "reader after $SECONDS s"
+fi
 python3 tools/device/pack.py out "$root" "$out"
 nvidia-smi --query-gpu=name,memory.used --format=csv,noheader
 echo "done after $SECONDS s"
