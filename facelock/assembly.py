@@ -213,7 +213,8 @@ class Assembly:
             device=self._device,
             **self._faceid("lock"),
         )
-        return Locker(self.pack, aligner, ladder=settings.ladder, target=settings.target)
+        columns = self.recipe.blueprint.regions
+        return Locker(self.pack, aligner, ladder=settings.ladder, target=settings.target, columns=columns)
 
     def _batch(self, asked: int) -> int:
         """Rows that a network after the blueprint takes at once: as the recipe says, if the memory plan allows it."""
@@ -282,7 +283,8 @@ class Assembly:
     def restorer(self) -> RestoreLoop:
         """Stage 3."""
         options = self.recipe.restore.loop_options()
-        return RestoreLoop(self.pack, self.upscaler, self.face_restorer, **options)
+        columns = self.recipe.blueprint.regions
+        return RestoreLoop(self.pack, self.upscaler, self.face_restorer, **options, columns=columns)
 
     @cached_property
     def guide(self) -> Guide | None:
@@ -292,7 +294,8 @@ class Assembly:
             return None
         values = settings.model_dump(exclude={"decoder"})
         paths = self._paths["guidance.decoder"], self._paths["faces.encoder"]
-        return open_guide(*paths, self.pack, GuidanceSettings(**values), self._device)
+        columns = self.recipe.blueprint.regions
+        return open_guide(*paths, self.pack, GuidanceSettings(**values), self._device, columns)
 
     @cached_property
     def backbone(self) -> Backbone:

@@ -24,7 +24,7 @@ from facelock.identity import embedding_of
 from facelock.lanes import side_by_side
 from facelock.protocols import FacePack
 from facelock.runtime import BUSY_BATCH
-from facelock.types import AlignRecord, CropSpec, Faces, Identity
+from facelock.types import AlignRecord, CropSpec, Faces, Identity, Thresholds
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,15 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
         if len(a)
         else a.new_zeros(0)
     )
+
+
+def likeness_bar(thresholds: Thresholds, people: int, columns: int) -> float:
+    """Similarity from which a face is told by its likeness (``strangers`` of :func:`assign`): FAR 1e-2.
+
+    Infinite where the blueprint draws each of the ``people`` in a column of its own (``columns``): there the place is
+    sure, and a stranger of its first window who happens to be like the other character would get that one's face.
+    """
+    return math.inf if people == columns > 1 else thresholds.far_1e2
 
 
 def assign(
@@ -212,10 +221,17 @@ class ClosedLoop:
     """What lock and restore have in common: find, assign, cut, paste, embed."""
 
     def __init__(
-        self, pack: FacePack, crop: CropSpec, ladder: Sequence[float], target: float, *workers: object
+        self,
+        pack: FacePack,
+        crop: CropSpec,
+        ladder: Sequence[float],
+        target: float,
+        *workers: object,
+        columns: int = 1,
     ) -> None:
-        """``workers`` are the networks besides ``pack`` that attempts call."""
+        """``workers`` are the networks besides ``pack`` that attempts call; ``columns`` as for :func:`likeness_bar`."""
         self.pack, self.crop, self.ladder, self.target = pack, crop, tuple(ladder), target
+        self.columns = columns
         self.side_by_side = all(runs_beside(part) for part in (pack, *workers))
         """Whether faces are worked on some beside others, and the loop may be called from several threads at once."""
         self.mask = soft_mask(crop.size, EDGE)
@@ -245,7 +261,8 @@ class ClosedLoop:
     def _take(self, frames: Tensor, references: Tensor, cast: Cast | None) -> Work:
         faces, encoder = self.pack.detect(frames), self.pack.encoder
         own = self.pack.embed(frames, faces)
-        strangers, width = encoder.thresholds.far_1e2, int(frames.shape[-1])
+        strangers = likeness_bar(encoder.thresholds, len(references), self.columns)
+        width = int(frames.shape[-1])
         index, who = assign(faces, own, references, strangers, width, cast)
         spared = None if cast is None else _bystanders(faces, index)
         faces, own = faces.select(index), own[index]

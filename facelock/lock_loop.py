@@ -20,9 +20,12 @@ from facelock.types import AlignRecord, Identity
 class Locker(ClosedLoop):
     """Stage 2: every face aligned to its reference identity, at the first strength that reaches the target."""
 
-    def __init__(self, pack: FacePack, aligner: Aligner, *, ladder: Sequence[float], target: float) -> None:
-        """``ladder`` holds the strengths to try, ``target`` the similarity that ends the climb."""
-        super().__init__(pack, aligner.crop, ladder, target, aligner)
+    def __init__(
+        self, pack: FacePack, aligner: Aligner, *, ladder: Sequence[float], target: float, columns: int = 1
+    ) -> None:
+        """``ladder`` holds the strengths to try, ``target`` the similarity that ends the climb; ``columns`` is how many
+        people the blueprint draws side by side, each in a column of its own."""
+        super().__init__(pack, aligner.crop, ladder, target, aligner, columns=columns)
         self.aligner = aligner
         self.only_changes = bool(getattr(aligner, "only_changes", False))
         self.takes_strength = bool(getattr(aligner, "takes_strength", False))

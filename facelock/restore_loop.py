@@ -55,15 +55,18 @@ class RestoreLoop(ClosedLoop):
         search: str = "ladder",
         tolerance: float = 0.0,
         steps: int = 5,
+        columns: int = 1,
     ) -> None:
         """Without a ``restorer`` the frames are enlarged and measured only.
 
         ``search`` is ``"ladder"`` or ``"bisect"``. ``tolerance`` (how much similarity a face above the target may
         lose) and ``steps`` (halvings) are the bisection's. A restorer with a true ``graded`` is asked for each share
         (``restore_by``), any other for its restored faces once, which are then blended with the plain ones.
+        ``columns`` is the lock's.
         """
         crop = restorer.crop if restorer else pack.encoder.crop
-        super().__init__(pack, crop, ladder if restorer else (), target, *([restorer] if restorer else []))
+        workers = [restorer] if restorer else []
+        super().__init__(pack, crop, ladder if restorer else (), target, *workers, columns=columns)
         self.upscaler, self.restorer, self.consistency = upscaler, restorer, consistency
         self.search, self.tolerance, self.steps = search, tolerance, steps
 

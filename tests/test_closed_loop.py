@@ -184,6 +184,20 @@ def test_two_characters_are_told_apart_by_similarity():
         assert float((locked - frames).abs().max()) < 0.3
 
 
+def test_who_is_drawn_in_a_column_is_told_by_it_however_alike_to_the_other():
+    frame = torch.zeros(1, 3, SIDE, SIDE)
+    frame[..., : SIDE // 2], frame[..., SIDE // 2 :] = GREEN.view(3, 1, 1), RED.view(3, 1, 1)
+    cast = [person("red", RED), person("green", GREEN)]
+    placed = Locker(Pack(TWO), Aligner(), ladder=(1.0,), target=0.9, columns=2)
+    _, records = placed.lock(frame, cast)
+    assert all(r.before < 0.5 for r in records) and len(records) == 2  # red stands where green was drawn
+    _, records = placed.lock(frame, cast[::-1])
+    assert all(r.before > 0.9 for r in records)
+    # one person of two that are drawn: likeness tells which
+    _, (record,) = placed.lock(frame, cast[:1])
+    assert record.before > 0.9
+
+
 def test_both_faces_of_a_frame_are_kept_beside_frames_with_one():
     both, left = Pack(places=((0.28, 0.5), (0.72, 0.5))), Pack(places=((0.28, 0.5),))
     frames = clip(2)

@@ -27,13 +27,15 @@ def open_guide(
     pack: FacePack,
     settings: GuidanceSettings,
     device: torch.device | str = "cpu",
+    columns: int = 1,
 ) -> IdentityGuide:
     """A guide from files: a tiny decoder (safetensors, TAEHV's layout) and the recogniser (ONNX) of ``pack``.
 
-    Raises ``ModelError`` for a file that cannot be used.
+    ``columns`` is how many people the blueprint draws side by side, each in a column of its own. Raises ``ModelError``
+    for a file that cannot be used.
     """
     embedder = TorchEmbedder(recogniser).to(device).eval()
-    return IdentityGuide(load_tiny_decoder(decoder, device), embedder, pack, settings)
+    return IdentityGuide(load_tiny_decoder(decoder, device), embedder, pack, settings, columns)
 
 
 __all__ = ["GuidanceSettings", "IdentityGuide", "TorchEmbedder", "load_tiny_decoder", "open_guide"]

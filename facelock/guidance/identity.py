@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from facelock.blueprint.fits import other_latents
-from facelock.closed_loop import assign, similarity
+from facelock.closed_loop import assign, likeness_bar, similarity
 from facelock.errors import ModelError
 from facelock.geometry import estimate_pose, similarity_from_landmarks
 from facelock.guidance.embedder import TorchEmbedder
@@ -71,10 +71,19 @@ class IdentityGuide:
     """A :class:`facelock.protocols.Guide` toward the similarity that the lock's own recogniser measures."""
 
     def __init__(
-        self, decoder: TinyDecoder, embedder: TorchEmbedder, pack: FacePack, settings: GuidanceSettings
+        self,
+        decoder: TinyDecoder,
+        embedder: TorchEmbedder,
+        pack: FacePack,
+        settings: GuidanceSettings,
+        columns: int = 1,
     ) -> None:
-        """``embedder`` is ``pack``'s recogniser as a torch module; both networks lie on the blueprint's device."""
+        """``embedder`` is ``pack``'s recogniser as a torch module; both networks lie on the blueprint's device.
+
+        ``columns`` is the lock's: how many people the blueprint draws side by side.
+        """
         self.decoder, self.embedder, self.pack, self.settings = decoder, embedder, pack, settings
+        self.columns = columns
         self._references = torch.zeros(0, 0)
         self._spent = torch.zeros(0)
 
@@ -112,7 +121,8 @@ class IdentityGuide:
         """Faces of (T, 3, H, W) frames that belong to a reference, pass the gates and are not alike yet."""
         settings, faces = self.settings, self.pack.detect(frames)
         own = self.pack.embed(frames, faces)
-        strangers, width = self.pack.encoder.thresholds.far_1e2, int(frames.shape[-1])
+        strangers = likeness_bar(self.pack.encoder.thresholds, len(self._references), self.columns)
+        width = int(frames.shape[-1])
         index, who = assign(faces, own, self._references, strangers, width)
         faces, reference = faces.select(index), self._references[who]
         height = faces.box[:, 3] - faces.box[:, 1]
