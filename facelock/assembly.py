@@ -213,8 +213,13 @@ class Assembly:
             device=self._device,
             **self._faceid("lock"),
         )
-        columns = self.recipe.blueprint.regions
+        columns = self._columns
         return Locker(self.pack, aligner, ladder=settings.ladder, target=settings.target, columns=columns)
+
+    @property
+    def _columns(self) -> int:
+        """How many people the blueprint draws side by side, each in a column of its own."""
+        return self.recipe.blueprint.regions
 
     def _batch(self, asked: int) -> int:
         """Rows that a network after the blueprint takes at once: as the recipe says, if the memory plan allows it."""
@@ -283,8 +288,7 @@ class Assembly:
     def restorer(self) -> RestoreLoop:
         """Stage 3."""
         options = self.recipe.restore.loop_options()
-        columns = self.recipe.blueprint.regions
-        return RestoreLoop(self.pack, self.upscaler, self.face_restorer, **options, columns=columns)
+        return RestoreLoop(self.pack, self.upscaler, self.face_restorer, **options, columns=self._columns)
 
     @cached_property
     def guide(self) -> Guide | None:
@@ -294,8 +298,7 @@ class Assembly:
             return None
         values = settings.model_dump(exclude={"decoder"})
         paths = self._paths["guidance.decoder"], self._paths["faces.encoder"]
-        columns = self.recipe.blueprint.regions
-        return open_guide(*paths, self.pack, GuidanceSettings(**values), self._device, columns)
+        return open_guide(*paths, self.pack, GuidanceSettings(**values), self._device, self._columns)
 
     @cached_property
     def backbone(self) -> Backbone:
