@@ -12,13 +12,13 @@ import torch
 import toys
 from PIL import Image
 
-from facelock.bench import cast, drift, speed
+from facelock.bench import cast, drift, pairs, speed
 from facelock.bench.stills import COLUMNS, Stills
 from facelock.bench.tables import interval, number, publish, table
 from facelock.miniature import data
 from facelock.miniature.parameters import identity_vector
 from facelock.miniature.vocabulary import unknown_words
-from facelock.types import Identity
+from facelock.types import Identity, LedgerRow, Status
 
 
 def test_the_cast_is_held_out_and_its_prompts_are_understood():
@@ -94,6 +94,17 @@ def test_tables():
     assert interval({"value": 0.1, "low": 0.0, "high": 0.2}) == "+0.100 [+0.000, +0.200]"
     assert interval({"value": None}) == "–"
     assert publish("x", "cmd", "body", {"a": 1}, None)["a"] == 1
+
+
+def test_two_people_who_change_places_are_counted():
+    left, right = (0.0, 0.0, 20.0, 20.0), (40.0, 0.0, 60.0, 20.0)
+    rows = [
+        LedgerRow(frame, name, Status.VERIFIED, 0.9, 0.8, box)
+        for frame, boxes in enumerate([(left, right), (right, left), (left, None)])
+        for name, box in zip("ab", boxes, strict=True)
+    ]
+    figures = pairs._figures(rows)
+    assert figures["frames"] == 3 and figures["frames_with_places_changed"] == 1
 
 
 def test_an_identity_is_read_from_the_picture_alone(monkeypatch):

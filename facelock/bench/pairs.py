@@ -1,8 +1,8 @@
 """``facelock bench pairs``: two people in one shot, each with its own face in every frame?
 
 Pairs of held-out characters, drawn side by side by the recipe ``miniature-two`` and locked to their references. The
-judge measures every frame: how often a face is the wrong person's, and by what margin (similarity to its own identity
-minus to the other's) it is the right one.
+judge measures every frame: how often a face is the wrong person's, by what margin (similarity to its own identity
+minus to the other's) it is the right one, and how often the two have changed places.
 """
 
 from __future__ import annotations
@@ -72,6 +72,12 @@ def _without_place(prompt: str) -> str:
     return " ".join(prompt.split())
 
 
+def _crossed(rows: list[LedgerRow]) -> int:
+    """Frames, two rows each, in which the first character is right of the second."""
+    boxes = [(a.box, b.box) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    return sum(a[0] + a[2] > b[0] + b[2] for a, b in boxes if a and b)
+
+
 def _figures(rows: list[LedgerRow]) -> dict[str, float]:
     """Counts of statuses and the margins' spread over all rows, two a frame."""
     status = Counter(row.status for row in rows)
@@ -80,6 +86,7 @@ def _figures(rows: list[LedgerRow]) -> dict[str, float]:
         "frames": len(rows) / 2,
         "wrong": float(status[Status.WRONG]),
         "nearer_the_other_person": float((margins < 0).sum()),
+        "frames_with_places_changed": float(_crossed(rows)),
         "share_verified": status[Status.VERIFIED] / len(rows),
         "share_weak": status[Status.WEAK] / len(rows),
         "share_unreadable_or_absent": (status[Status.UNREADABLE] + status[Status.ABSENT]) / len(rows),
