@@ -374,8 +374,6 @@ def test_every_part_that_ships_has_a_curve():
 
 
 def test_parts_and_sheets_of_the_cards_exist():
-    from facelock.miniature.train import ORDER
-
     told = [part for card in CARDS.values() for part in card.parts]
     assert sorted(told) == sorted(ORDER)
 

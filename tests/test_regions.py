@@ -73,7 +73,7 @@ def test_only_recipes_with_regions_divide_and_others_warn_of_a_crowd():
 
 AISHA, TOM = "a woman with a black bun talking", "a man with short black hair and glasses nodding"
 ALIKE = f"{AISHA} and {TOM} in an office in cold light"
-"""With this seed the woman whom the blueprint first draws is like the man's reference, above FAR 1e-2."""
+"""With seed 1331054521 the woman whom the blueprint first draws is like the man's reference, above FAR 1e-2."""
 
 
 @pytest.mark.parametrize(
