@@ -157,6 +157,34 @@ def test_actions_differ_by_a_pixel_of_the_blueprints_frames(people):
     assert float((mouths["laughing"]["open"] - mouths["talking"]["open"]).min()) > 0.3
 
 
+def test_the_whole_head_smiles_and_laughs(people):
+    """Eyes narrow in a smile and more in a laugh, which throws the head back: the mouth alone is a few pixels."""
+    base = take(people[2], slice(0, 4))
+    eyes, heads = {}, {}
+    for action, name in enumerate(ACTIONS):
+        g = torch.Generator().manual_seed(5)
+        moving = clip_nuisance(base, torch.full((4,), action), torch.zeros(4, dtype=torch.long), 360, g)
+        eyes[name] = moving["blink"].view(4, 360).clamp(0, 1).median(1).values
+        heads[name] = world.landmarks(
+            take(people[0], slice(0, 4)), {k: moving[k].view(4, 360).mean(1) for k in moving}, 64
+        )[0][:, :2, 1].mean(1)
+    assert float(eyes["silent"].max()) == float(eyes["talking"].max()) == 0
+    assert float((eyes["smiling"]).min()) > 0.2
+    assert float((eyes["laughing"] - eyes["smiling"]).min()) > 0.1
+    assert float((heads["smiling"] - heads["laughing"]).min()) > 1.0  # pixels, upwards
+
+
+def test_the_portraits_that_recognisers_learn_from_reach_what_clips_show(people):
+    """Poses apart: a clip's nods go on where a portrait's end."""
+    base = take(people[2], slice(0, 4))
+    for action in range(len(ACTIONS)):
+        g = torch.Generator().manual_seed(6)
+        now = clip_nuisance(base, torch.full((4,), action), torch.zeros(4, dtype=torch.long), 360, g)
+        for name in ("open", "smile", "blink"):
+            low, high = NUISANCE[name]
+            assert low <= float(now[name].min()) <= float(now[name].max()) <= high, name
+
+
 def test_captions_use_known_words_only(people):
     for i in range(4):
         for action in range(len(ACTIONS)):

@@ -51,7 +51,8 @@ CARDS: dict[str, Card] = {
             "Detector: rendered frames, and what the blueprint's autoencoder leaves of frames, laid out as "
             "mosaics with blur, noise and colour shifts; one frame in ten shows nobody. Recogniser: crops of "
             "`train` identities under random hair, glasses, beard, pose, expression and light, cropped by "
-            "jittered landmarks, 60 of 100 degraded (down to 35 % of the resolution, noise, colour shifts). Its "
+            "jittered landmarks, 60 of 100 degraded (down to 35 % of the resolution, noise, colour shifts), none "
+            "laughing as broadly as people in clips do, though the figures below hold such pictures too. Its "
             "second sitting went on from the file that the first had left, its batch norms folded and at rest, with "
             "new heads; what came out is turned to lie near what was there before, which changes no cosine."
         ),
@@ -83,7 +84,8 @@ CARDS: dict[str, Card] = {
         data=(
             "Crops of the `judge` identities, rendered at half the size of the lock's pictures, prepared as for "
             "the lock's recogniser: regression of the identity's parameters and CosFace. Its second sitting went on "
-            "from the first's weights with new heads."
+            "from the first's weights with new heads, its third, again with new ones, from portraits that smile and "
+            "laugh as broadly as people in clips do."
         ),
         limits=(
             "It is made to be independent of the lock, not to be best. Hair, glasses and beard are no part of an "
@@ -221,7 +223,7 @@ CARDS: dict[str, Card] = {
             "one in the background. Its sixth sitting went on from a network of 6 layers that said velocities: two "
             "more began as the identity, the last projection at chance. In its eighth, on a CPU at a peak of 2e-4, "
             "captions always told glasses and beard; its ninth learned the eighth autoencoder's latents, at a peak of "
-            "4e-4."
+            "4e-4; its tenth, on a CPU again at 2e-4, eyes that narrow in smiles and laughs, and heads thrown back."
         ),
         limits=(
             "64 × 64 pixels, one person, the vocabulary's words; anything else in a prompt is ignored. 17 frames "
