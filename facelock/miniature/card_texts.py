@@ -228,8 +228,8 @@ CARDS: dict[str, Card] = {
         limits=(
             "64 × 64 pixels, one person, the vocabulary's words; anything else in a prompt is ignored. 17 frames "
             "become 5 latents, so fast mouths and some blinks are lost, and faint smiles: words for actions "
-            "are followed in four clips of five, and read off the autoencoder's own frames of true clips in seven of "
-            "eight (docs/benchmarks.md). It does not know faces: two clips of one prompt show two people."
+            "are followed in three clips of four, and read off the autoencoder's own frames of true clips in eight of "
+            "nine (docs/benchmarks.md). It does not know faces: two clips of one prompt show two people."
         ),
         sheets=(("vae_faces", "Held-out clips through the autoencoder: frame 9 of 17."),),
     ),
