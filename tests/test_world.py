@@ -137,14 +137,19 @@ def test_motion_is_smooth_alive_and_stationary(people, action, motion):
     assert float(now["blink"].max()) > 0.8
 
 
+def half_a_minute(base, action, seed):
+    """Of four people who do not turn or nod."""
+    g = torch.Generator().manual_seed(seed)
+    return clip_nuisance(base, torch.full((4,), action), torch.zeros(4, dtype=torch.long), 360, g)
+
+
 def test_actions_differ_by_a_pixel_of_the_blueprints_frames(people):
     """In the mouths of one person, in the mean over half a minute: what an eye cannot tell, no prompt can ask for."""
     face, _, now = people
     base = take(now, slice(0, 4)) | {"yaw": torch.zeros(4), "roll": torch.zeros(4)}
     mouths = {}
     for action, name in enumerate(ACTIONS):
-        g = torch.Generator().manual_seed(5)
-        moving = clip_nuisance(base, torch.full((4,), action), torch.zeros(4, dtype=torch.long), 360, g)
+        moving = half_a_minute(base, action, 5)
         mouths[name] = {k: moving[k].view(4, 360).clamp(min=-0.3).mean(1) for k in ("open", "smile")}
     points = {}
     for name, at in mouths.items():
@@ -162,14 +167,13 @@ def test_the_whole_head_smiles_and_laughs(people):
     base = take(people[2], slice(0, 4))
     eyes, heads = {}, {}
     for action, name in enumerate(ACTIONS):
-        g = torch.Generator().manual_seed(5)
-        moving = clip_nuisance(base, torch.full((4,), action), torch.zeros(4, dtype=torch.long), 360, g)
+        moving = half_a_minute(base, action, 5)
         eyes[name] = moving["blink"].view(4, 360).clamp(0, 1).median(1).values
         heads[name] = world.landmarks(
             take(people[0], slice(0, 4)), {k: moving[k].view(4, 360).mean(1) for k in moving}, 64
         )[0][:, :2, 1].mean(1)
     assert float(eyes["silent"].max()) == float(eyes["talking"].max()) == 0
-    assert float((eyes["smiling"]).min()) > 0.2
+    assert float(eyes["smiling"].min()) > 0.2
     assert float((eyes["laughing"] - eyes["smiling"]).min()) > 0.1
     assert float((heads["smiling"] - heads["laughing"]).min()) > 1.0  # pixels, upwards
 
@@ -178,8 +182,7 @@ def test_the_portraits_that_recognisers_learn_from_reach_what_clips_show(people)
     """Poses apart: a clip's nods go on where a portrait's end."""
     base = take(people[2], slice(0, 4))
     for action in range(len(ACTIONS)):
-        g = torch.Generator().manual_seed(6)
-        now = clip_nuisance(base, torch.full((4,), action), torch.zeros(4, dtype=torch.long), 360, g)
+        now = half_a_minute(base, action, 6)
         for name in ("open", "smile", "blink"):
             low, high = NUISANCE[name]
             assert low <= float(now[name].min()) <= float(now[name].max()) <= high, name

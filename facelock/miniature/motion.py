@@ -10,8 +10,6 @@ from torch import Tensor
 from facelock.miniature.parameters import ACTIONS, MOTIONS, Params
 
 FPS = 12
-BACK = -0.1
-"""How far a head is thrown back in a laugh, in radians (negative looks up)."""
 
 
 class _Waves:
@@ -57,7 +55,7 @@ def clip_nuisance(
         + looking * wave(0.24, 0.45)
     )
     pitch = rand(-0.06, 0.06) + wave(0.025, 0.25) + nodding * wave(0.17, 0.9) + looking * wave(0.06, 0.35)
-    pitch = pitch + laughing * BACK
+    pitch = pitch - laughing * 0.1  # thrown back: negative looks up
     # An actor's expressions, broader than a portrait's: a smile half as wide is half a pixel of the blueprint's frames.
     speech = torch.maximum(wave(0.7, 1.6), torch.zeros(1)) + 0.12
     moving: Params = {
@@ -75,6 +73,6 @@ def clip_nuisance(
     period = rand(2.0, 3.5)
     into = (wave.t + rand(0.0, 3.5)) % period
     narrowed = smiling * 0.25 + laughing * 0.4 - 2.6 * (1 - smiling - laughing)
-    moving["blink"] = torch.maximum((1.3 - 9.0 * (into - 0.2).abs()).clamp(-2.6, 1.0), narrowed)
+    moving["blink"] = (1.3 - 9.0 * (into - 0.2).abs()).clamp(max=1.0).maximum(narrowed)
     still = {k: v.view(-1, 1).expand(n, frames) for k, v in base.items() if k not in moving}
     return {k: v.expand(n, frames).reshape(-1) for k, v in (moving | still).items()}
