@@ -658,6 +658,22 @@ def test_the_learning_rate_is_the_parts_own_or_what_was_told(monkeypatch, tmp_pa
         assert ended.value.code == 2 and wrong in capsys.readouterr().err
 
 
+def test_batches_are_as_large_as_was_told_where_the_part_lets_them(monkeypatch, tmp_path, capsys):
+    sizes: list[int] = []
+    monkeypatch.setattr(train, "render_missing", lambda *_: None)
+    made = {"blueprint": SimpleNamespace(rate=1e-3, batch=16), "upscaler": SimpleNamespace(rate=1e-3)}
+    monkeypatch.setattr(train, "make_task", lambda part, *_: made[part])
+    told = lambda task, *_, **__: sizes.append(task.batch) or SimpleNamespace(run=lambda: None)  # noqa: E731
+    monkeypatch.setattr(train, "Trainer", told)
+    for options in ([], ["--batch", "64"]):
+        train.main(["train", "blueprint", "--root", str(tmp_path), *options])
+    assert sizes == [16, 64]
+    for part, wrong, code in (("blueprint", "0", 2), ("blueprint", "few", 2), ("upscaler", "8", 2)):
+        with pytest.raises(SystemExit) as ended:
+            train.main(["train", part, "--root", str(tmp_path), "--batch", wrong])
+        assert ended.value.code == code and (part if part == "upscaler" else wrong) in capsys.readouterr().err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_a_gpu_that_is_not_there_is_one_sentence(dispatched, capsys):
     with pytest.raises(SystemExit) as ended:

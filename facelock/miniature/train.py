@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from facelock.assets import asset_dir
-from facelock.errors import FaceLockError, InterruptedRunError
+from facelock.errors import ConfigError, FaceLockError, InterruptedRunError
 from facelock.miniature import data
 from facelock.miniature.bundled import load_bundled
 from facelock.miniature.tasks import make_task
@@ -165,11 +165,12 @@ def train(
     bundled: bool = False,
     seconds: float | None = None,
     rate: float | None = None,
+    batch: int | None = None,
 ) -> None:
     """Train one part to its last step, or for so many seconds, resuming what was saved. Sets it lacks are rendered.
 
     With ``bundled`` and nothing saved, it starts from the weights that ship, at half the learning rate, unless
-    ``rate`` says another.
+    ``rate`` says another. ``batch`` instead of the part's own size of its batches: not every part has one.
     """
     if shop.live:
         torch.set_float32_matmul_precision("high")
@@ -185,6 +186,10 @@ def train(
             load_bundled("reader", task.module.reader)
         task.rate, origin = task.rate / 2, trained(asset_dir("models")).get(part, [])
     task.rate = rate or task.rate
+    if batch:
+        if not hasattr(task, "batch"):
+            raise ConfigError(f"The batches of {part} have a size of their own. Leave --batch out.")
+        task.batch = batch
     Trainer(task, shop.folder(part), device=shop.device, seed=seed, origin=origin, seconds=seconds).run()
 
 
@@ -204,6 +209,14 @@ def learning_rate(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is no learning rate; it is above 0 and at most 1")
+    return value
+
+
+def batch_size(text: str) -> int:
+    """A size of batches: a whole number above 0."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no batch size; it is 1 or more")
     return value
 
 
@@ -249,6 +262,7 @@ def _parser() -> argparse.ArgumentParser:
         type=learning_rate,
         help="learning rate at its peak; smaller ones disturb less what is known",
     )
+    p.add_argument("--batch", type=batch_size, help="samples of a batch; larger ones say less of chance")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument(
         "--bundled", action="store_true", help="start from the weights that ship, not from scratch"
@@ -273,7 +287,7 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             build_set(shop, kind, args.shards)
     elif args.command == "train":
         for part, seconds in _wanted(parser, args.parts):
-            train(shop, part, args.steps, args.seed, args.bundled, seconds, args.rate)
+            train(shop, part, args.steps, args.seed, args.bundled, seconds, args.rate, args.batch)
     elif args.command == "export":
         export(shop, tuple(args.parts) or ORDER, asset_dir("models"))
     elif args.command == "cards":
