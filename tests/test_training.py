@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from facelock.assets import asset_dir
 from facelock.blueprint.wan_vae_cpu import accelerate_vae
@@ -639,6 +641,24 @@ def test_the_whole_training_is_one_command(dispatched, monkeypatch):
     monkeypatch.setattr(train, "resolve_device", lambda name: name)
     train.main(["train", "all", "--device", "cuda"])
     assert len(dispatched) == len(train.ORDER) and all(shop.live for shop in dispatched)
+
+
+def test_two_networks_may_be_averaged(tmp_path):
+    one, two = (
+        {"w": torch.zeros(3), "n": torch.tensor(1)},
+        {"w": torch.full((3,), 2.0).half(), "n": torch.tensor(4)},
+    )
+    for name, tensors in (("a", one), ("b", two), ("other", {"w": torch.zeros(4), "n": torch.tensor(1)})):
+        (tmp_path / name / "net").mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(name)
+        save_file(tensors, tmp_path / name / "net" / "model.safetensors", metadata={"format": "pt"})
+    tool = Path(__file__).parents[1] / "tools" / "mean_weights.py"
+    run = lambda a: subprocess.run([sys.executable, tool, a, "b", f"{a}b"], cwd=tmp_path, capture_output=True)  # noqa: E731
+    assert run("a").returncode == 0
+    mixed = load_file(tmp_path / "ab" / "net" / "model.safetensors")
+    assert mixed["w"].tolist() == [1.0] * 3 and mixed["w"].dtype == torch.half and mixed["n"] == 4
+    assert (tmp_path / "ab" / "config.json").read_text() == "b"
+    assert run("other").returncode and not (tmp_path / "otherb").exists()
 
 
 def test_the_learning_rate_is_the_parts_own_or_what_was_told(monkeypatch, tmp_path, capsys):
