@@ -223,14 +223,15 @@ CARDS: dict[str, Card] = {
             "one in the background. Its sixth sitting went on from a network of 6 layers that said velocities: two "
             "more began as the identity, the last projection at chance. In its eighth, on a CPU at a peak of 2e-4, "
             "captions always told glasses and beard; its ninth learned the eighth autoencoder's latents, at a peak of "
-            "4e-4; its tenth, on a CPU again at 2e-4, eyes that narrow in smiles and laughs, and heads thrown back; its "
-            "eleventh went on from the mean of the ninth's weights and the tenth's, in batches of 64 at 3e-4."
+            "4e-4; its tenth, on a CPU again at 2e-4, eyes that narrow in smiles and laughs, and heads thrown back; "
+            "its eleventh went on from the mean of the ninth's weights and the tenth's, in batches of 64 at 3e-4."
         ),
         limits=(
             "64 × 64 pixels, one person, the vocabulary's words; anything else in a prompt is ignored. 17 frames "
             "become 5 latents, so fast mouths and some blinks are lost, and faint smiles: words for actions "
-            "are followed in three clips of four, and read off the autoencoder's own frames of true clips in eight of "
-            "nine (docs/benchmarks.md). It does not know faces: two clips of one prompt show two people."
+            "are followed in four clips of five, smiles in seven of ten, and read off the autoencoder's own frames of "
+            "true clips in nine of ten (docs/benchmarks.md). It does not know faces: two clips of one prompt show two "
+            "people."
         ),
         sheets=(("vae_faces", "Held-out clips through the autoencoder: frame 9 of 17."),),
     ),
