@@ -683,15 +683,21 @@ def test_batches_are_as_large_as_was_told_where_the_part_lets_them(monkeypatch, 
     monkeypatch.setattr(train, "render_missing", lambda *_: None)
     made = {"blueprint": SimpleNamespace(rate=1e-3, batch=16), "upscaler": SimpleNamespace(rate=1e-3)}
     monkeypatch.setattr(train, "make_task", lambda part, *_: made[part])
-    told = lambda task, *_, **__: sizes.append(task.batch) or SimpleNamespace(run=lambda: None)  # noqa: E731
-    monkeypatch.setattr(train, "Trainer", told)
+    ran = lambda task, *_, **__: sizes.append(task.batch) or SimpleNamespace(run=lambda: None)  # noqa: E731
+    monkeypatch.setattr(train, "Trainer", ran)
     for options in ([], ["--batch", "64"]):
         train.main(["train", "blueprint", "--root", str(tmp_path), *options])
     assert sizes == [16, 64]
-    for part, wrong, code in (("blueprint", "0", 2), ("blueprint", "few", 2), ("upscaler", "8", 2)):
+    for parts, wrong, told in (
+        (["blueprint"], "0", "0 is no batch size"),
+        (["blueprint"], "few", "few"),
+        (["upscaler"], "8", "The batches of upscaler"),
+        (["blueprint", "judge"], "8", "--batch is for one part"),
+    ):
         with pytest.raises(SystemExit) as ended:
-            train.main(["train", part, "--root", str(tmp_path), "--batch", wrong])
-        assert ended.value.code == code and (part if part == "upscaler" else wrong) in capsys.readouterr().err
+            train.main(["train", *parts, "--root", str(tmp_path), "--batch", wrong])
+        assert ended.value.code == 2 and told in capsys.readouterr().err
+    assert sizes == [16, 64]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

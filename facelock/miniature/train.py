@@ -286,7 +286,10 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         for kind in every if args.kind == "all" else (args.kind,):
             build_set(shop, kind, args.shards)
     elif args.command == "train":
-        for part, seconds in _wanted(parser, args.parts):
+        parts = _wanted(parser, args.parts)
+        if args.batch and len(parts) > 1:
+            parser.error("--batch is for one part: what suits one is too much for another")
+        for part, seconds in parts:
             train(shop, part, args.steps, args.seed, args.bundled, seconds, args.rate, args.batch)
     elif args.command == "export":
         export(shop, tuple(args.parts) or ORDER, asset_dir("models"))
