@@ -691,6 +691,7 @@ def test_batches_are_as_large_as_was_told_where_the_part_lets_them(monkeypatch, 
     for parts, wrong, told in (
         (["blueprint"], "0", "0 is no batch size"),
         (["blueprint"], "few", "few"),
+        (["reader"], "7", "7 is no batch size"),
         (["upscaler"], "8", "The batches of upscaler"),
         (["blueprint", "judge"], "8", "--batch is for one part"),
     ):

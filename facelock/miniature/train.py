@@ -213,10 +213,10 @@ def learning_rate(text: str) -> float:
 
 
 def batch_size(text: str) -> int:
-    """A size of batches: a whole number above 0."""
+    """A size of batches: an even number above 0, since some parts learn from pairs."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no batch size; it is 1 or more")
+    if value < 2 or value % 2:
+        raise argparse.ArgumentTypeError(f"{text} is no batch size; it is an even number, 2 or more")
     return value
 
 
